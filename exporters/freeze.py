@@ -1,0 +1,216 @@
+"""From a trained torch network to a FrozenNetwork: every matrix exponential becomes one operator.
+
+Computed in float64 from the trained float32 weights. How accurate the exponentials are does not
+matter for a certificate, which is proven from the frozen weights; it matters for being the same
+function as the trained network.
+"""
+
+import copy
+from collections.abc import Callable
+from functools import singledispatch
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lipdeploy import frozen
+from lipdeploy.errors import FreezeError
+from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
+from lipdeploy.fourier import RealFourier, offsets, symbol_factors
+from lipdeploy.heads import Head, LinearHead, MlpHead
+from lipdeploy.operators import (
+    DenseMatrix,
+    LinearOperator,
+    PointwiseMatrix,
+    SpectralConv,
+    TaylorConv,
+)
+from lipdeploy.rounding import exponential_remainder_upper
+from lipdeploy.training import activations, heads
+from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
+from lipdeploy.training.soc import SkewOrthogonalConvolution
+
+Array = NDArray[np.float64]
+
+SERIES_TOLERANCE = 1e-12
+"""Remainder of a series that is kept as one."""
+
+
+def freeze(
+    network: LipConvNet,
+    form: FormChoice = "auto",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> frozen.FrozenNetwork:
+    """Freeze a trained network, its input normalisation folded into the first layer.
+
+    Args:
+        network: a trained network, in evaluation mode.
+        form: form of all layers, or "auto".
+        progress: called with the number of layers done and in all.
+
+    Raises:
+        FreezeError: if a module has no frozen form, or the form asked for does not exist for it.
+    """
+    if network.training:
+        raise FreezeError("freeze needs a network in evaluation mode; call network.eval() first")
+    network = copy.deepcopy(network).double()
+    modules = list(network.body)
+    operations: list[frozen.Operation] = []
+    for index, module in enumerate(modules):
+        operations.append(freeze_module(module, form))
+        progress(index + 1, len(modules))
+    operations[0] = _fold_normalisation(operations[0], network)
+    size = network.architecture.image_size
+    return frozen.FrozenNetwork(size, tuple(operations), freeze_head(network.head))
+
+
+@singledispatch
+def freeze_module(module: nn.Module, form: FormChoice) -> frozen.Operation:
+    """The frozen operation of one module of the body."""
+    raise FreezeError(f"{type(module).__name__} has no frozen form (asked for {form})")
+
+
+@freeze_module.register
+def _(module: activations.MaxMin, form: FormChoice) -> frozen.Operation:
+    return frozen.MaxMin()
+
+
+@freeze_module.register
+def _(module: activations.ChannelMax, form: FormChoice) -> frozen.Operation:
+    return frozen.ChannelMax()
+
+
+@freeze_module.register
+def _(module: activations.SpaceToDepth, form: FormChoice) -> frozen.Operation:
+    return frozen.SpaceToDepth()
+
+
+@freeze_module.register
+def _(module: SkewOrthogonalConvolution, form: FormChoice) -> frozen.Operation:
+    shape = LayerShape(
+        module.grid,
+        module.in_channels,
+        module.out_channels,
+        module.kernel.kernel_size,
+        module.padding,
+    )
+    chosen = choose_form(shape, form)
+    taps = _numpy(module.kernel())
+    operator = _BUILDERS[chosen](taps, shape)
+    return frozen.Linear(operator, _numpy(module.bias))
+
+
+def _numpy(tensor: Tensor | nn.Module) -> Array:
+    if not isinstance(tensor, Tensor):
+        raise FreezeError(f"{type(tensor).__name__} is no tensor")
+    return tensor.detach().cpu().double().numpy()
+
+
+def _exponential(matrices: Array) -> NDArray[Any]:
+    result: NDArray[Any] = torch.linalg.matrix_exp(torch.from_numpy(matrices)).numpy()
+    return result
+
+
+def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
+    """Rows and columns of channels that exist, transposed to act from the right."""
+    kept = blocks[..., : shape.out_channels, : shape.in_channels]
+    return np.ascontiguousarray(np.swapaxes(kept, -1, -2))
+
+
+def pointwise_matrix(taps: Array, shape: LayerShape) -> PointwiseMatrix:
+    """Exp of the sum of the taps: a 1 x 1 kernel, or any circular kernel on a single point."""
+    return PointwiseMatrix(shape.grid, _right(_exponential(taps.sum(axis=0)), shape))
+
+
+def spectral_conv(taps: Array, shape: LayerShape) -> SpectralConv:
+    """Exp of each frequency's block, of the independent half of the frequencies."""
+    fourier = RealFourier(shape.grid)
+    real, _ = symbol_factors(fourier.real_frequencies(), shape.kernel_size, shape.grid)
+    factors = symbol_factors(fourier.complex_frequencies(), shape.kernel_size, shape.grid)
+    cosine, sine = (np.tensordot(factor, taps, axes=1) for factor in factors)
+    rotations = _right(_exponential(cosine + 1j * sine), shape)
+    stacked = np.concatenate([rotations.real, rotations.imag], axis=2)
+    return SpectralConv(
+        basis=fourier.basis(),
+        real_blocks=_right(_exponential(np.tensordot(real, taps, axes=1)), shape),
+        complex_blocks=stacked * fourier.block_scale()[:, None, None],
+    )
+
+
+def dense_skew(taps: Array, shape: LayerShape) -> Array:
+    """The skew convolution as one matrix on flattened (row, column, channel), either padding."""
+    n, channels = shape.grid, taps.shape[1]
+    grid = np.zeros((n, n, channels, n, n, channels))
+    for (down, right), tap in zip(offsets(shape.kernel_size), taps, strict=True):
+        for row, column in np.ndindex(n, n):
+            source = row + down, column + right
+            if shape.padding == "circular":
+                source = source[0] % n, source[1] % n
+            elif not (0 <= source[0] < n and 0 <= source[1] < n):
+                continue
+            grid[row, column, :, source[0], source[1], :] += tap
+    return grid.reshape(n * n * channels, -1)
+
+
+def dense_matrix(taps: Array, shape: LayerShape) -> DenseMatrix:
+    """Exp of the whole skew matrix; exact for either padding."""
+    n, channels = shape.grid, taps.shape[1]
+    rotation = _exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
+    kept = rotation[:, : shape.out_channels, :, : shape.in_channels]
+    rows = kept.reshape(n * n * shape.out_channels, n * n * shape.in_channels)
+    return DenseMatrix(n, np.ascontiguousarray(rows.T))
+
+
+def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
+    """The series of a zero-padded layer, to the degree that `SERIES_TOLERANCE` needs."""
+    series = TaylorConv(shape.grid, shape.in_channels, shape.out_channels, taps, degree=1)
+    degree = 4
+    while exponential_remainder_upper(series.skew_norm_upper, degree) > SERIES_TOLERANCE:
+        degree += 1
+    return TaylorConv(shape.grid, shape.in_channels, shape.out_channels, taps, degree)
+
+
+_BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
+    "pointwise": pointwise_matrix,
+    "spectral": spectral_conv,
+    "dense": dense_matrix,
+    "taylor": taylor_conv,
+}
+
+
+def _fold_normalisation(first: frozen.Operation, network: LipConvNet) -> frozen.Operation:
+    """Y = W s (p - mean) + b = (s W) p + (b - (s W) mean), with p the pixels of 0 ... 255."""
+    if not isinstance(first, frozen.Linear):
+        raise FreezeError("the first module must be a convolution")
+    operator = first.operator.scaled(INPUT_GAIN / 255)
+    n = operator.grid
+    mean = np.broadcast_to(_numpy(network.mean), (n, n, 1, 3))
+    return frozen.Linear(operator, first.bias - operator.mv(mean)[:, :, 0])
+
+
+@singledispatch
+def freeze_head(head: nn.Module) -> Head:
+    """The frozen head of a head module."""
+    raise FreezeError(f"{type(head).__name__} has no frozen form")
+
+
+@freeze_head.register
+def _(head: heads.OrthogonalHead) -> Head:
+    return LinearHead(_numpy(heads.orthogonal_weight(head.linear)), _numpy(head.linear.bias))
+
+
+@freeze_head.register
+def _(head: heads.NormalizedHead) -> Head:
+    return LinearHead(_numpy(head.matrix()), _numpy(head.linear.bias))
+
+
+@freeze_head.register
+def _(head: heads.MlpHead) -> Head:
+    return MlpHead.proven(
+        _numpy(heads.orthogonal_weight(head.hidden)),
+        _numpy(head.hidden.bias),
+        _numpy(head.output.matrix()),
+        _numpy(head.output.linear.bias),
+    )

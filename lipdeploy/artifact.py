@@ -1,0 +1,226 @@
+"""Networks as named arrays and plain values, and the manifest that an engine file carries."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdeploy.errors import LipdeployError, ModelError
+from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, SpaceToDepth
+from lipdeploy.heads import HEADS, Head
+from lipdeploy.operators import FORMS, LinearOperator, TaylorConv
+from lipdeploy.rounding import AffineBound
+
+Weights = NDArray[Any]
+
+FORMAT = "lipdeploy-engine"
+FORMAT_VERSION = 1
+MANIFEST_KEY = "lipdeploy_manifest"
+"""Under which an engine file's metadata holds the manifest."""
+
+SIMPLE: dict[str, Callable[[], Operation]] = {
+    "maxmin": MaxMin,
+    "channel_max": ChannelMax,
+    "space_to_depth": SpaceToDepth,
+}
+DTYPES = ("float16", "float32", "float64")
+
+
+def describe(network: FrozenNetwork) -> dict[str, Any]:
+    """The structure of a network in plain values; its arrays are `network.weights()`."""
+    operations: list[dict[str, Any]] = []
+    for operation in network.operations:
+        if isinstance(operation, Linear):
+            operations.append({"kind": "linear", **_describe_operator(operation.operator)})
+        else:
+            kinds = [name for name, make in SIMPLE.items() if operation == make()]
+            operations.append({"kind": kinds[0]})
+    return {
+        "image_size": network.image_size,
+        "operations": operations,
+        "head": network.head.kind,
+    }
+
+
+def _describe_operator(operator: LinearOperator) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    if isinstance(operator, TaylorConv):
+        names = ("grid", "in_channels", "out_channels", "degree", "scale")
+        parameters = {name: getattr(operator, name) for name in names}
+    elif operator.form in ("pointwise", "dense"):
+        parameters = {"grid": operator.grid}
+    return {"form": operator.form, "parameters": parameters}
+
+
+def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNetwork:
+    """Undo `describe`.
+
+    Raises:
+        ModelError: if structure and arrays do not make a network.
+    """
+    try:
+        operations: list[Operation] = []
+        count = 0
+        for entry in structure["operations"]:
+            if entry["kind"] == "linear":
+                operations.append(_restore_linear(entry, _under(f"layer{count}", weights)))
+                count += 1
+            else:
+                operations.append(SIMPLE[entry["kind"]]())
+        head: Head = HEADS[structure["head"]](**_under("head", weights))
+        return FrozenNetwork(int(structure["image_size"]), tuple(operations), head)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ModelError(f"the manifest does not describe a network ({error!r})") from error
+    except LipdeployError as error:
+        raise ModelError(f"the network in the file does not fit together: {error}") from error
+
+
+def _restore_linear(entry: dict[str, Any], weights: dict[str, Weights]) -> Linear:
+    bias = weights.pop("bias")
+    return Linear(FORMS[entry["form"]](**entry["parameters"], **weights), bias)
+
+
+def _under(prefix: str, weights: dict[str, Weights]) -> dict[str, Weights]:
+    head = f"{prefix}."
+    return {name[len(head) :]: w for name, w in weights.items() if name.startswith(head)}
+
+
+def digest(structure: dict[str, Any], weights: dict[str, Weights]) -> str:
+    """SHA-256 of a structure and its arrays: names, types, shapes, little-endian bytes."""
+    state = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+    for name in sorted(weights):
+        array = weights[name]
+        state.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        state.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+    return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """What was proven of one linear layer.
+
+    Attributes:
+        form: the form of its operator.
+        norm_upper: upper bound of its norm.
+    """
+
+    form: str
+    norm_upper: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an engine file says of itself.
+
+    Attributes:
+        network: the structure, as `describe` gives it.
+        classes: class names in the order of the logits.
+        preprocessing: how an image becomes pixels.
+        lipschitz_upper: from pixels (0 ... 255) to features.
+        reference_error: of the float64 reference evaluation, by the l2 norm of the pixels.
+        layers: the bound of each linear layer.
+        proof: how the bounds were proven.
+        sha256: `digest` of structure and weights.
+        source: dataset, command and epochs of the training, and the hash of the model file.
+        versions: versions of what made the file.
+    """
+
+    network: dict[str, Any]
+    classes: tuple[str, ...]
+    preprocessing: dict[str, Any]
+    lipschitz_upper: float
+    reference_error: AffineBound
+    layers: tuple[LayerBound, ...]
+    proof: str
+    sha256: str
+    source: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One JSON object, with format and format version."""
+        return json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(cls, text: str) -> "Manifest":
+        """Undo `to_json`.
+
+        Raises:
+            ModelError: if it is no manifest, or one of another format version.
+        """
+        try:
+            values = json.loads(text)
+            kind, version = values.pop("format"), values.pop("format_version")
+            if kind != FORMAT or version != FORMAT_VERSION:
+                raise ModelError(
+                    f"format {kind} version {version}; this lipdeploy reads {FORMAT} version "
+                    f"{FORMAT_VERSION}: export the model again"
+                )
+            values["classes"] = tuple(str(name) for name in values["classes"])
+            values["layers"] = tuple(LayerBound(**layer) for layer in values["layers"])
+            values["lipschitz_upper"] = _positive(values["lipschitz_upper"])
+            error = values["reference_error"]
+            values["reference_error"] = AffineBound(
+                _positive(error["constant"]), _positive(error["slope"])
+            )
+            return cls(**values)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(f"the manifest is damaged ({error!r})") from error
+
+
+def _positive(value: object) -> float:
+    """A positive finite number; a NaN or a negative bound would certify everything."""
+    if not isinstance(value, float | int) or not 0 < value < math.inf:
+        raise ValueError(f"{value!r} is no bound")
+    return float(value)
+
+
+PROOF = "float64 residual of a shifted Cholesky factorisation, for each stored block"
+
+
+def make_manifest(
+    network: FrozenNetwork,
+    classes: tuple[str, ...],
+    preprocessing: dict[str, Any],
+    source: dict[str, Any],
+    versions: dict[str, str],
+) -> Manifest:
+    """Prove the bounds of a network and write them down with what it is.
+
+    Raises:
+        BoundError: if a bound cannot be proven.
+    """
+    structure = describe(network)
+    layers = zip(network.linear(), network.layer_norms_upper, strict=True)
+    return Manifest(
+        network=structure,
+        classes=classes,
+        preprocessing=preprocessing,
+        lipschitz_upper=network.lipschitz_upper,
+        reference_error=network.reference_error,
+        layers=tuple(LayerBound(layer.operator.form, norm) for layer, norm in layers),
+        proof=PROOF,
+        sha256=digest(structure, network.weights()),
+        source=source,
+        versions=versions,
+    )
+
+
+def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNetwork:
+    """The network of a manifest, after checking that the weights are the ones it was made for.
+
+    Raises:
+        ModelError: if a hash, a shape or the number of classes does not fit.
+    """
+    if any(array.dtype.name not in DTYPES for array in weights.values()):
+        raise ModelError(f"weights must be {', '.join(DTYPES)}")
+    if digest(manifest.network, weights) != manifest.sha256:
+        raise ModelError("the weights are not those that the manifest was made for: export again")
+    network = restore(manifest.network, weights)
+    if network.head.classes != len(manifest.classes):
+        raise ModelError(f"{len(manifest.classes)} class names for {network.head.classes} classes")
+    return network

@@ -1,0 +1,78 @@
+"""From a radius in feature space to one of the image, rounded down at every step.
+
+Statement *network*: let F be the real-arithmetic network that the stored weights define, x the
+input, z the features that an engine returned, e >= ||z - phi(x)|| and L >= Lip(phi). If the head
+keeps its class on the ball of radius rho around z, then for every real x' with
+||x' - x|| < (rho - e) / L, F picks that class at x'.
+
+Proof: ||phi(x') - z|| <= ||phi(x') - phi(x)|| + ||phi(x) - z|| < L (rho - e) / L + e = rho.
+"""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdeploy.bounds import down, frobenius_upper
+from lipdeploy.rounding import round_down
+
+Array = NDArray[np.float64]
+
+GUARANTEES = ("network",)
+"""The statements that can be asked for."""
+
+ASSUMPTIONS = (
+    "float64 arithmetic on the host follows the IEEE 754 standard model, in any order of sums",
+)
+MLP_ASSUMPTION = "softplus and its derivative are accurate to 8 ulp in float64 on the host"
+
+
+def network_radii(feature_radii: Array, feature_errors: Array, lipschitz_upper: float) -> Array:
+    """(rho - e) / L, rounded down, 0 where it is negative or not finite; shape (batch,)."""
+    return round_down((feature_radii - feature_errors) / lipschitz_upper)
+
+
+def feature_errors_upper(engine: Array, reference: Array, reference_errors: Array) -> Array:
+    """Upper bounds of ||z - phi(x)||: measured distance to float64, plus the error of float64.
+
+    Nothing is assumed of the engine: whatever it returned is compared.
+
+    Args:
+        engine: features from the engine, shape (batch, d).
+        reference: features in float64, shape (batch, d).
+        reference_errors: upper bounds of their own error, shape (batch,).
+    """
+    distances = _row_norms_upper(engine - reference) * (1 + 2.0**-52)
+    return (distances + reference_errors) * (1 + 1e-14)
+
+
+def pixel_norms_upper(pixels: Array) -> Array:
+    """Upper bounds of the l2 norms of images, shape (batch, 3, n, n) -> (batch,)."""
+    return _row_norms_upper(pixels.reshape(len(pixels), -1))
+
+
+def _row_norms_upper(rows: Array) -> Array:
+    return frobenius_upper(rows[:, None, :])
+
+
+def scale_radius(radius: float, factor: float) -> float:
+    """Radius / factor, rounded down."""
+    return max(0.0, down(down(radius) / factor)) if radius > 0 else 0.0
+
+
+def file_radius(radius: float, input_error: float, resize_norm_upper: float) -> float:
+    """Radius around the decoded image, whose resized version the network saw within `input_error`.
+
+    A change d of the image moves the input by R d, at most ||R|| ||d||; all in the same units.
+    """
+    return scale_radius(down(radius - input_error), resize_norm_upper)
+
+
+def integer_budget(radius: float) -> int:
+    """Largest K such that every 8-bit image with sum of squared differences <= K is covered.
+
+    K = ceil(r^2) - 1 with r in units of 1/255, in exact fractions; -1 for a radius of 0, which
+    covers nothing, not even the image itself.
+    """
+    return math.ceil(Fraction(radius) ** 2) - 1

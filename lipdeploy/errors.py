@@ -1,0 +1,53 @@
+"""The one family of errors that lipdeploy raises on purpose.
+
+The command line prints each as a single red line and exits with its `exit_status`; a message
+says what came, what was expected and what to do next.
+"""
+
+
+class LipdeployError(Exception):
+    """Base of all errors that a user can act upon."""
+
+    exit_status = 1
+
+
+class UsageError(LipdeployError):
+    """The command or the call was put together wrongly; exit status 2."""
+
+    exit_status = 2
+
+
+class ShapeError(LipdeployError):
+    """An array has another shape than the operation needs."""
+
+
+class ImageError(LipdeployError):
+    """An image cannot be read, or is of a kind that is not supported."""
+
+
+class DatasetError(LipdeployError):
+    """A dataset is missing, empty or laid out in another way than expected."""
+
+
+class ModelError(LipdeployError):
+    """A model file is missing, damaged, foreign or of an unknown format version."""
+
+
+class BoundError(LipdeployError):
+    """A bound could not be proven."""
+
+
+class FreezeError(LipdeployError):
+    """A network cannot be frozen in the form that was asked for."""
+
+
+class ExportError(LipdeployError):
+    """An engine could not be written, or failed its check after writing."""
+
+
+class EngineError(LipdeployError):
+    """An engine cannot run here, or not on the device that was asked for."""
+
+
+class TrainingError(LipdeployError):
+    """A training run cannot start, go on or be resumed."""

@@ -1,0 +1,216 @@
+"""The frozen network: one immutable value of numpy arrays that everything after training uses.
+
+It maps pixels (batch, 3, n, n), 0 ... 255, to features and logits. The real-arithmetic function
+that its stored weights define is what a certificate speaks about; `FrozenNetwork.features`
+evaluates it in float64 and `FrozenNetwork.reference_error` bounds how far off that can be.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from lipdeploy.bounds import frobenius_upper, up
+from lipdeploy.errors import ModelError, ShapeError
+from lipdeploy.heads import Head
+from lipdeploy.operators import LinearOperator
+from lipdeploy.rounding import EXACT_INPUT, AffineBound
+
+Array = NDArray[np.float64]
+Weights = NDArray[Any]
+Grid = tuple[int, int]
+"""Side and channels of a grid."""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = operator(x) + bias.
+
+    Attributes:
+        operator: the linear part.
+        bias: shape (c_out,) or (n, n, c_out).
+    """
+
+    operator: LinearOperator
+    bias: Weights
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """Shape of the output for an input of `shape`; raises ShapeError if it does not fit."""
+        operator = self.operator
+        if shape != (operator.grid, operator.in_channels):
+            raise ShapeError(
+                f"{operator.form}: takes {operator.in_channels} channels on a grid of "
+                f"{operator.grid}, gets {shape[1]} on {shape[0]}"
+            )
+        n, c = operator.grid, operator.out_channels
+        if self.bias.shape not in ((c,), (n, n, c)):
+            raise ShapeError(f"bias of shape {self.bias.shape} for {c} channels on a grid of {n}")
+        return n, c
+
+    def __call__(self, x: Array) -> Array:
+        """Apply in float64 to x of shape (n, n, batch, c_in)."""
+        bias = self.bias.astype(np.float64)
+        y: Array = self.operator.mv(x) + (bias if bias.ndim == 1 else bias[:, :, None, :])
+        return y
+
+    @cached_property
+    def bias_norm_upper(self) -> float:
+        """Upper bound of the l2 norm of the bias over the whole grid."""
+        if self.bias.ndim == 1:
+            return up(float(frobenius_upper(self.bias[None])) * self.operator.grid)
+        return float(frobenius_upper(self.bias.reshape(1, -1)))
+
+
+@dataclass(frozen=True)
+class MaxMin:
+    """Maximum, then minimum, of channels i and i + c/2: an exact permutation of each pair."""
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """The same shape; raises ShapeError for an odd number of channels."""
+        _check_even(shape)
+        return shape
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c)."""
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate([np.maximum(first, second), np.minimum(first, second)], axis=-1)
+
+
+@dataclass(frozen=True)
+class ChannelMax:
+    """Maximum of channels i and i + c/2: 1-Lipschitz and exact."""
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """Half the channels; raises ShapeError for an odd number."""
+        _check_even(shape)
+        return shape[0], shape[1] // 2
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c)."""
+        first, second = np.split(x, 2, axis=-1)
+        y: Array = np.maximum(first, second)
+        return y
+
+
+@dataclass(frozen=True)
+class SpaceToDepth:
+    """Neighbourhoods of 2 x 2 become channels; an odd grid first gets a zero row and column."""
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """Half the grid, rounded up, and four times the channels."""
+        return (shape[0] + 1) // 2, 4 * shape[1]
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c); the new channels are ordered (c, 2, 2)."""
+        odd = x.shape[0] % 2
+        x = np.pad(x, ((0, odd), (0, odd), (0, 0), (0, 0)))
+        m, batch, channels = x.shape[0] // 2, x.shape[2], x.shape[3]
+        cells = x.reshape(m, 2, m, 2, batch, channels).transpose(0, 2, 4, 5, 1, 3)
+        return cells.reshape(m, m, batch, 4 * channels)
+
+
+Operation = Linear | MaxMin | ChannelMax | SpaceToDepth
+
+
+def _check_even(shape: Grid) -> None:
+    if shape[1] % 2:
+        raise ShapeError(f"{shape[1]} channels cannot be paired")
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenNetwork:
+    """Operations on grids, then a head.
+
+    Attributes:
+        image_size: side n of the input (batch, 3, n, n).
+        operations: applied in order, in grid-first layout.
+        head: from flattened features, ordered (channel, row, column), to logits.
+
+    Raises:
+        ShapeError: if the operations do not fit together.
+        ModelError: if a weight is not finite.
+    """
+
+    image_size: int
+    operations: tuple[Operation, ...]
+    head: Head
+
+    def __post_init__(self) -> None:
+        shape = (self.image_size, 3)
+        for operation in self.operations:
+            shape = operation.shape_after(shape)
+        if shape[0] ** 2 * shape[1] != self.head.features:
+            raise ShapeError(
+                f"the body gives {shape[0] ** 2 * shape[1]} features, the head takes "
+                f"{self.head.features}"
+            )
+        for name, weights in self.weights().items():
+            if not np.all(np.isfinite(weights)):
+                raise ModelError(f"{name}: some weights are NaN or infinite; train again")
+
+    def linear(self) -> Iterator[Linear]:
+        """The linear layers, first to last."""
+        return (operation for operation in self.operations if isinstance(operation, Linear))
+
+    def weights(self) -> dict[str, Weights]:
+        """All stored arrays by name: layer<i>.<name>, layer<i>.bias, head.<name>."""
+        named: dict[str, Weights] = {}
+        for index, layer in enumerate(self.linear()):
+            for name, weights in {**layer.operator.weights(), "bias": layer.bias}.items():
+                named[f"layer{index}.{name}"] = weights
+        return named | {f"head.{name}": w for name, w in self.head.weights().items()}
+
+    def stored_as(self, dtype: DTypeLike) -> "FrozenNetwork":
+        """With operators rounded to `dtype`, biases and head to at least float32."""
+        small = np.promote_types(dtype, np.float32)
+        operations = tuple(
+            Linear(op.operator.stored_as(dtype), op.bias.astype(small))
+            if isinstance(op, Linear)
+            else op
+            for op in self.operations
+        )
+        return FrozenNetwork(self.image_size, operations, self.head.stored_as(small))
+
+    def features(self, pixels: Array) -> Array:
+        """Map pixels (batch, 3, n, n), 0 ... 255, to features (batch, d) in float64.
+
+        Raises:
+            ShapeError: if the pixels have another shape.
+        """
+        n = self.image_size
+        if pixels.ndim != 4 or pixels.shape[1:] != (3, n, n):
+            raise ShapeError(f"got pixels of shape {pixels.shape}, expected (batch, 3, {n}, {n})")
+        x = np.ascontiguousarray(pixels.astype(np.float64).transpose(2, 3, 0, 1))
+        for operation in self.operations:
+            x = operation(x)
+        return x.transpose(2, 3, 0, 1).reshape(len(pixels), -1)
+
+    @cached_property
+    def layer_norms_upper(self) -> tuple[float, ...]:
+        """Upper bounds of the norm of each linear layer."""
+        return tuple(layer.operator.norm_upper for layer in self.linear())
+
+    @cached_property
+    def lipschitz_upper(self) -> float:
+        """Upper bound of the Lipschitz constant from pixels (0 ... 255) to features.
+
+        The product of the layers' norms; all other operations are 1-Lipschitz.
+        """
+        product = 1.0
+        for norm in self.layer_norms_upper:
+            product = up(product * norm)
+        return product
+
+    @cached_property
+    def reference_error(self) -> AffineBound:
+        """Bound of the distance of `features` from exact arithmetic, by the norm of the pixels.
+
+        Operations other than linear layers are exact and 1-Lipschitz and do not raise the norm.
+        """
+        enclosure = EXACT_INPUT
+        for layer in self.linear():
+            enclosure = enclosure.after_step(layer.operator.step).after_bias(layer.bias_norm_upper)
+        return enclosure.error

@@ -1,0 +1,237 @@
+"""Safe decoding of image files, and one linear resize-and-crop used in training and prediction.
+
+Decoding lies outside the guarantee. What follows it is a linear map with a known norm, so a radius
+around the network's input becomes a radius around the decoded image.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from lipdeploy.bounds import frobenius_upper, gamma, norm_upper
+from lipdeploy.errors import ImageError
+
+Array = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
+ImageSource = str | Path | bytes | Image.Image | Pixels
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+SUFFIXES = frozenset(
+    [
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".ppm",
+        ".pnm",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+PREPROCESSING = {
+    "range": "0..255",
+    "resize": "shorter side to the network's size, triangle filter, antialiased",
+    "crop": "centre",
+}
+"""The one rule from decoded pixels to network input; kept in models and engines."""
+
+MAX_PIXELS = 50_000_000
+MAX_FILE_BYTES = 200 << 20
+LINEAR_MODES = frozenset({"1", "L", "P", "RGB"})
+OTHER_MODES = frozenset({"LA", "PA", "RGBA", "CMYK", "YCbCr"})
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """An RGB image.
+
+    Attributes:
+        pixels: shape (height, width, 3), uint8, EXIF orientation applied.
+        is_linear: whether the pixels are those of the file, rather than made from them by a colour
+            conversion or by blending alpha; only then is there a radius in the file's pixels.
+    """
+
+    pixels: Pixels
+    is_linear: bool
+
+
+def decode(source: ImageSource) -> DecodedImage:
+    """Decode a path, encoded bytes, a PIL image or a uint8 array of shape (height, width, 3).
+
+    Raises:
+        ImageError: if it cannot be decoded, is too large, or is of an unsupported kind.
+    """
+    if isinstance(source, np.ndarray):
+        return DecodedImage(_checked_array(source), is_linear=True)
+    if isinstance(source, Image.Image):
+        return _to_rgb(source)
+    data = source if isinstance(source, bytes) else _read(Path(source))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return _to_rgb(image)
+        except ImageError:
+            raise
+        # Pillow's plugins raise many kinds of errors on hostile bytes; all mean the same here.
+        except Exception as error:
+            raise ImageError(f"not a readable image ({_one_line(error)})") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            kind = "is a directory" if path.is_dir() else "no such file"
+            raise ImageError(f"{kind}: give the path of an image")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(f"file is larger than {MAX_FILE_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror})") from error
+
+
+def _checked_array(array: NDArray[Any]) -> Pixels:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
+        raise ImageError(
+            f"array of {array.dtype} with shape {array.shape}; expected uint8 (height, width, 3)"
+        )
+    return array
+
+
+def _to_rgb(image: Image.Image) -> DecodedImage:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{width} x {height} pixels, limit {MAX_PIXELS / 1e6:.0f} million: make it smaller"
+        )
+    if image.mode not in LINEAR_MODES | OTHER_MODES:
+        raise ImageError(f"pixel mode {image.mode!r} is not supported: save it as 8-bit RGB")
+    has_alpha = image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info
+    is_linear = image.mode in LINEAR_MODES and not has_alpha
+    image = ImageOps.exif_transpose(image)
+    if has_alpha:
+        colours = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
+    return DecodedImage(np.array(image.convert("RGB"), dtype=np.uint8), is_linear)
+
+
+def resize_matrix(source: int, target: int) -> Array:
+    """Antialiased linear interpolation of one axis, shape (target, source), rows summing to 1.
+
+    A triangle filter, as wide as the reduction when the axis shrinks; the identity when the sizes
+    agree.
+    """
+    scale = source / target
+    reach = max(scale, 1.0)
+    centres = (np.arange(target) + 0.5) * scale - 0.5
+    weights = np.maximum(0.0, 1 - np.abs(np.arange(source) - centres[:, None]) / reach)
+    matrix: Array = weights / weights.sum(axis=1, keepdims=True)
+    return matrix
+
+
+@dataclass(frozen=True)
+class LinearResize:
+    """Resize the shorter side to `size`, crop the centre: one linear map x -> rows x columns^T.
+
+    Attributes:
+        rows: shape (size, height).
+        columns: shape (size, width).
+        norm_upper: upper bound of the l2 norm of the map.
+    """
+
+    rows: Array
+    columns: Array
+    norm_upper: float
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether the image already has the right size."""
+        return self.rows.shape == self.columns.shape == (len(self.rows),) * 2
+
+    def __call__(self, pixels: Pixels) -> Array:
+        """Map (height, width, 3) to (3, size, size), both 0 ... 255, in float64."""
+        planes = pixels.transpose(2, 0, 1).astype(np.float64)
+        if self.is_identity:
+            return planes
+        resized: Array = self.rows @ planes @ self.columns.T
+        return resized
+
+
+@lru_cache(maxsize=256)
+def linear_resize(height: int, width: int, size: int) -> LinearResize:
+    """The map for images of height x width pixels; raises ImageError for extreme shapes."""
+    shorter, longer = sorted((height, width))
+    if longer > 100 * shorter:
+        raise ImageError(f"{width} x {height} pixels: the sides differ by more than 100 times")
+    if height == width == size:
+        identity = np.eye(size)
+        return LinearResize(identity, identity, 1.0)
+    rows = _cropped(height, shorter, size)
+    columns = _cropped(width, shorter, size)
+    # The norm of a Kronecker product is the product of the norms; one rounding, upwards.
+    norm = np.nextafter(norm_upper(rows) * norm_upper(columns), np.inf)
+    return LinearResize(rows, columns, float(norm))
+
+
+@dataclass(frozen=True)
+class NetworkInput:
+    """What the network gets for one image.
+
+    Attributes:
+        pixels: shape (3, size, size), float32, 0 ... 255.
+        error_upper: bound of the l2 distance, in the same units, between `pixels` and the exact
+            linear image of the decoded pixels; 0 where the size was right.
+        resize_norm_upper: norm of that linear map; None where the decoded pixels are not those of
+            the file.
+    """
+
+    pixels: NDArray[np.float32]
+    error_upper: float
+    resize_norm_upper: float | None
+
+
+def network_input(source: ImageSource, size: int) -> NetworkInput:
+    """Decode and resize one image.
+
+    The error is that of rounding to float32 (2**-24 of each entry) and of the two float64 products,
+    whose sums are as long as the image is high and wide.
+
+    Raises:
+        ImageError: as `decode` and `linear_resize`.
+    """
+    image = decode(source)
+    height, width = image.pixels.shape[:2]
+    resize = linear_resize(height, width, size)
+    exact = resize(image.pixels)
+    norm = resize.norm_upper if image.is_linear else None
+    pixels = exact.astype(np.float32)
+    if resize.is_identity:
+        return NetworkInput(pixels, 0.0, norm)
+    size_after = float(frobenius_upper(exact.reshape(1, -1)))
+    size_before = float(frobenius_upper(image.pixels.reshape(1, -1)))
+    weights = float(frobenius_upper(resize.rows) * frobenius_upper(resize.columns))
+    products = gamma(height + width + 4) * weights * size_before
+    error = (2.0**-24 * size_after + products) * (1 + 1e-6) + 1e-30
+    return NetworkInput(pixels, error, norm)
+
+
+def _cropped(side: int, shorter: int, size: int) -> Array:
+    target = max(size, round(side * size / shorter))
+    start = (target - size) // 2
+    return resize_matrix(side, target)[start : start + size]

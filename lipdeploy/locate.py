@@ -1,0 +1,69 @@
+"""Which model and which images a command means."""
+
+import os
+from collections.abc import Iterable, Mapping
+from glob import has_magic, iglob
+from importlib.resources import files
+from pathlib import Path
+
+from lipdeploy.errors import ImageError, ModelError
+from lipdeploy.images import SUFFIXES
+
+MODEL_VARIABLE = "LIPDEPLOY_MODEL"
+
+
+def bundled_model() -> Path:
+    """The engine that comes with the package."""
+    return Path(str(files("lipdeploy.samples") / "model.onnx"))
+
+
+def find_model(
+    given: Path | None, environment: Mapping[str, str] = os.environ, runs: Path = Path("runs")
+) -> tuple[Path, str]:
+    """The engine to use, and why this one.
+
+    In this order: the one given, $LIPDEPLOY_MODEL, the newest engine under ./runs, the bundled one.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    if given is not None:
+        return given, "given"
+    if environment.get(MODEL_VARIABLE):
+        return Path(environment[MODEL_VARIABLE]), f"from ${MODEL_VARIABLE}"
+    engines = [path for path in runs.glob("**/*.onnx") if path.is_file()]
+    if engines:
+        return max(engines, key=lambda path: path.stat().st_mtime_ns), f"newest under {runs}"
+    bundled = bundled_model()
+    if bundled.is_file():
+        return bundled, "bundled"
+    raise ModelError(
+        "no model: give --model FILE, or make one with 'lipdeploy train' and 'lipdeploy export'"
+    )
+
+
+def find_images(arguments: Iterable[str]) -> list[Path]:
+    """The files that paths, directories (searched in depth) and glob patterns mean, in order.
+
+    Of a directory or a pattern only pictures count, by suffix; a path given as such is kept, even
+    if it does not exist, so that its own error can be told.
+
+    Raises:
+        ImageError: if a directory or a pattern holds no picture.
+    """
+    found: list[Path] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            matches = sorted(path.rglob("*"))
+        elif has_magic(argument) and not path.exists():
+            matches = sorted(Path(match) for match in iglob(argument, recursive=True))  # noqa: PTH207
+        else:
+            found.append(path)
+            continue
+        pictures = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
+        if not pictures:
+            known = " ".join(sorted(SUFFIXES))
+            raise ImageError(f"{argument}: no images there; looked for {known}")
+        found += pictures
+    return found

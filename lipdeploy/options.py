@@ -1,0 +1,115 @@
+"""The options of the commands, each with its help text; `cli` puts them together."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+NETWORK = "Network"
+TRAINING = "Training"
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+# train
+TrainData = Annotated[
+    str, typer.Argument(help="cifar10, cifar100, or a folder with train/<class>/* images.")
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run; by default runs/<dataset>-<time>.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, with its options.")
+]
+Data = Annotated[Path, typer.Option(help="Where cifar10 and cifar100 are, or are downloaded to.")]
+Workers = Annotated[int, typer.Option(help="Decoding processes; 0 for one a core.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the network's input; by default the first image's shorter side.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Depth = Annotated[
+    int, typer.Option(help="5, 10, 15, ...: LipConvNet-DEPTH.", rich_help_panel=NETWORK)
+]
+Width = Annotated[int, typer.Option(help="Channels of the first layer.", rich_help_panel=NETWORK)]
+Head = Annotated[
+    str,
+    typer.Option(
+        help="linear (orthogonal), lln (unit rows) or mlp (certified by curvature).",
+        rich_help_panel=NETWORK,
+    ),
+]
+Padding = Annotated[
+    str, typer.Option(help="circular (cheap to freeze) or zero.", rich_help_panel=NETWORK)
+]
+Epochs = Annotated[int, typer.Option(help="Passes over the images.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[int, typer.Option(help="Images a step.", rich_help_panel=TRAINING)]
+LearningRate = Annotated[
+    float, typer.Option(help="Peak learning rate (one cycle).", rich_help_panel=TRAINING)
+]
+Offset = Annotated[
+    float,
+    typer.Option(
+        "--u",
+        help="Offset of the loss: the margin asked for, l2 in [0, 1] pixels.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--t",
+        help="Temperature of the loss; lower leans to clean accuracy.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Curvature = Annotated[
+    float,
+    typer.Option(help="Weight of the curvature penalty of the mlp head.", rich_help_panel=TRAINING),
+]
+Validation = Annotated[
+    float,
+    typer.Option(help="Share of the training images set aside.", rich_help_panel=TRAINING),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=TRAINING)]
+Precision = Annotated[
+    str, typer.Option(help="float32, or bfloat16 for the body.", rich_help_panel=TRAINING)
+]
+
+# export
+TrainedModel = Annotated[Path, typer.Argument(help="A trained model.pt.")]
+Engine = Annotated[str, typer.Option(help="onnx.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The file; by default model.onnx beside the model."),
+]
+Form = Annotated[
+    str, typer.Option(help="Form of the frozen layers: auto, spectral, dense or taylor.")
+]
+Weights = Annotated[
+    str, typer.Option(help="How operators are stored: float16 (cast exactly) or float32.")
+]
+
+# predict
+Images = Annotated[list[str], typer.Argument(help="Images, directories or glob patterns.")]
+Certify = Annotated[
+    bool, typer.Option("--certify", help="Return a guaranteed l2 radius for each image.")
+]
+EngineFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="An exported engine; by default $LIPDEPLOY_MODEL, else the newest under ./runs, else "
+        "the bundled one.",
+    ),
+]
+Guarantee = Annotated[str, typer.Option(help="Statement to certify: network.")]
+MinRadius = Annotated[
+    str | None,
+    typer.Option(help="Abstain below this radius, such as 36/255 (l2 in [0, 1] pixels)."),
+]
+Runtime = Annotated[str, typer.Option(help="onnxruntime, or numpy for the float64 reference.")]
+ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="CSV on standard output.")]

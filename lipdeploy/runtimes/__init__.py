@@ -1,0 +1,22 @@
+"""Engines that run a frozen network, all behind one protocol."""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Pixels = NDArray[np.float32]
+
+
+class Runtime(Protocol):
+    """Something that maps pixels to features and logits.
+
+    Attributes:
+        description: engine, version and device, for people and for the record.
+    """
+
+    description: str
+
+    def run(self, pixels: Pixels) -> tuple[Array, Array]:
+        """Map pixels (batch, 3, n, n), 0 ... 255, to features (batch, d), logits (batch, K)."""

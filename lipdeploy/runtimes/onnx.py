@@ -1,0 +1,140 @@
+"""ONNX files: reading the network out of one, and running one with ONNX Runtime."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
+from lipdeploy.errors import EngineError, ModelError
+from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.runtimes import Array, Pixels
+
+DTYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+Device = Literal["auto", "cpu", "cuda"]
+
+
+def read_onnx(path: Path) -> tuple[FrozenNetwork, Manifest, bytes]:
+    """Read the network and the manifest of a file written by `lipdeploy export --engine onnx`.
+
+    Returns:
+        Network, manifest and the bytes of the file, so that what is run is what was read.
+
+    Raises:
+        ModelError: if the file is missing, damaged, foreign, or its weights are not the manifest's.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        model = onnx.load_model_from_string(data)
+    # The parser raises protobuf's own error types, which differ between its versions.
+    except Exception as error:
+        raise ModelError(f"{path}: not an ONNX file, or a damaged one") from error
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    if MANIFEST_KEY not in properties:
+        raise ModelError(
+            f"{path}: an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'"
+        )
+    try:
+        manifest = Manifest.from_json(properties[MANIFEST_KEY])
+        return restore_checked(manifest, _weights(model)), manifest, data
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+
+
+def _weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    tensors = list(model.graph.initializer)
+    if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors):
+        raise ModelError("keeps weights in other files, which lipdeploy never reads")
+    try:
+        arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"a weight is damaged ({error})") from error
+    named = {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
+    # A bias per position has an axis for the batch in the graph; the transposed basis is a copy.
+    return {
+        name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 else a
+        for name, a in named.items()
+        if not name.endswith(".basis_transposed")
+    }
+
+
+class OnnxRuntime:
+    """An ONNX Runtime session on one device, never on another one than asked for.
+
+    Args:
+        data: bytes of the ONNX file.
+        device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
+
+    Raises:
+        EngineError: if ONNX Runtime is missing, or cannot run on the device.
+    """
+
+    def __init__(self, data: bytes, device: Device = "auto") -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise EngineError(
+                "ONNX Runtime is not installed; pip install 'lipdeploy[onnx]' (CPU) or "
+                "'lipdeploy[gpu]' (CUDA)"
+            ) from error
+        self._library: Any = onnxruntime
+        self._session, used = self._open(data, device)
+        self.description = f"onnxruntime {onnxruntime.__version__}, float32, {used}"
+
+    def _open(self, data: bytes, device: Device) -> tuple[Any, str]:
+        if device != "cpu" and "CUDAExecutionProvider" in self._library.get_available_providers():
+            try:
+                return self._cuda_session(data), "cuda"
+            except EngineError:
+                if device == "cuda":
+                    raise
+        elif device == "cuda":
+            raise EngineError(
+                "--device cuda: the installed ONNX Runtime has no CUDA; pip uninstall onnxruntime, "
+                "then pip install 'lipdeploy[gpu]'"
+            )
+        return self._cpu_session(data), "cpu"
+
+    def _options(self) -> Any:  # noqa: ANN401
+        options = self._library.SessionOptions()
+        options.log_severity_level = 4
+        options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        return options
+
+    def _cpu_session(self, data: bytes) -> Any:  # noqa: ANN401
+        try:
+            return self._library.InferenceSession(
+                data, self._options(), providers=["CPUExecutionProvider"]
+            )
+        # ONNX Runtime's exceptions share no base class with each other.
+        except Exception as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise EngineError(f"ONNX Runtime cannot load the engine ({reason})") from error
+
+    def _cuda_session(self, data: bytes) -> Any:  # noqa: ANN401
+        options = self._options()
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
+        try:
+            session = self._library.InferenceSession(data, options, providers=[provider])
+        except Exception as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise EngineError(
+                f"--device cuda: no usable GPU ({reason}); check nvidia-smi and the CUDA and cuDNN "
+                "libraries, or use --device cpu"
+            ) from error
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            raise EngineError("--device cuda: ONNX Runtime fell back to the CPU; use --device cpu")
+        return session
+
+    def run(self, pixels: Pixels) -> tuple[Array, Array]:
+        """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits."""
+        inputs = {"pixels": np.ascontiguousarray(pixels, dtype=np.float32)}
+        features, logits = self._session.run(["features", "logits"], inputs)
+        return features.astype(np.float64), logits.astype(np.float64)

@@ -1,0 +1,56 @@
+"""Gradient-norm-preserving activations and pooling on the last (channel) axis."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class _MaxMin(torch.autograd.Function):
+    """Maximum and minimum of two tensors, with one mask for both gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        mask = first >= second
+        ctx.save_for_backward(mask)
+        return torch.maximum(first, second), torch.minimum(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+        (mask,) = ctx.saved_tensors
+        largest, smallest = gradients
+        return torch.where(mask, largest, smallest), torch.where(mask, smallest, largest)
+
+
+_max_min: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _MaxMin.apply
+
+
+class MaxMin(nn.Module):
+    """Sort each pair (channel i, channel i + c/2) into maximum and minimum (Anil et al., 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., c) to (..., c), c even."""
+        return torch.cat(_max_min(*x.chunk(2, dim=-1)), dim=-1)
+
+
+class ChannelMax(nn.Module):
+    """Keep the maximum of each pair (channel i, channel i + c/2); 1-Lipschitz."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., c) to (..., c/2), c even."""
+        return _max_min(*x.chunk(2, dim=-1))[0]
+
+
+class SpaceToDepth(nn.Module):
+    """Move 2 x 2 neighbourhoods into channels; an odd grid gets a zero row and column first."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, n, batch, c) to (m, m, batch, 4 c), m = ceil(n / 2); channel order (c, 2, 2)."""
+        odd = x.shape[0] % 2
+        if odd:
+            x = functional.pad(x, (0, 0, 0, 0, 0, odd, 0, odd))
+        m, batch, channels = x.shape[0] // 2, x.shape[2], x.shape[3]
+        cells = x.reshape(m, 2, m, 2, batch, channels).permute(0, 2, 4, 5, 1, 3)
+        return cells.reshape(m, m, batch, 4 * channels)

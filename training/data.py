@@ -1,0 +1,254 @@
+"""Datasets in memory: image folders and CIFAR, decoded in parallel, cached, split, augmented."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lipdeploy.errors import DatasetError, ImageError
+from lipdeploy.images import SUFFIXES, decode, linear_resize
+
+CIFAR_NAMES = ("cifar10", "cifar100")
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images of one size with their labels.
+
+    Attributes:
+        pixels: shape (count, 3, size, size), 0 ... 255; uint8, or float16 where they were resized.
+        labels: class indices, shape (count,), int64.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def select(self, indices: Tensor) -> "LabelledImages":
+        """The images at `indices`, in that order."""
+        return LabelledImages(self.pixels[indices], self.labels[indices])
+
+    def to(self, device: torch.device) -> "LabelledImages":
+        """Move to a device."""
+        return LabelledImages(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The training part of a dataset; the test part is never read while training."""
+
+    name: str
+    classes: tuple[str, ...]
+    images: LabelledImages
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An image folder: files and labels under `root`/`part`/<class>/*."""
+
+    classes: tuple[str, ...]
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+
+
+def scan_folder(root: Path, part: str) -> Folder:
+    """List the images of `root`/`part`/<class>/*, classes and files in the order of their names.
+
+    Raises:
+        DatasetError: if the layout is another one, or a class has no image.
+    """
+    base = root / part
+    if not base.is_dir():
+        raise DatasetError(
+            f"{root}: expected folders {part}/<class>/* with images, found no {base}"
+        )
+    names = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(names) < 2:
+        raise DatasetError(f"{base}: found {len(names)} class folders, expected at least 2")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(p for p in (base / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
+            raise DatasetError(f"{base / name}: a class without images; add some or remove it")
+        files += found
+        labels += [label] * len(found)
+    return Folder(tuple(names), tuple(files), tuple(labels))
+
+
+def _decode_file(path: Path, size: int) -> NDArray[Any]:
+    try:
+        pixels = decode(path).pixels
+        resized = linear_resize(pixels.shape[0], pixels.shape[1], size)(pixels)
+    except ImageError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    whole = pixels.shape[:2] == (size, size)
+    return resized.astype(np.uint8 if whole else np.float16)
+
+
+def _decode_chunk(task: tuple[tuple[Path, ...], int]) -> NDArray[Any]:
+    files, size = task
+    return np.stack([_decode_file(path, size) for path in files])
+
+
+def decode_files(
+    files: tuple[Path, ...], size: int, workers: int, progress: Progress
+) -> NDArray[Any]:
+    """Decode and resize files in parallel; shape (len(files), 3, size, size)."""
+    chunks = [files[i : i + 512] for i in range(0, len(files), 512)]
+    parts = []
+    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+        for part in pool.map(_decode_chunk, [(chunk, size) for chunk in chunks]):
+            parts.append(part)
+            progress(sum(map(len, parts)), len(files))
+    return np.concatenate(parts)
+
+
+def cache_folder() -> Path:
+    """Where decoded datasets are kept: $XDG_CACHE_HOME/lipdeploy, else ~/.cache/lipdeploy."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lipdeploy"
+
+
+def _fingerprint(folder: Folder, size: int) -> str:
+    digest = hashlib.sha256(f"2 {size}".encode())
+    for path in folder.files:
+        status = path.stat()
+        digest.update(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def load_folder(
+    root: Path, size: int | None, workers: int, progress: Progress, part: str = "train"
+) -> Dataset:
+    """Load `root`/`part`/<class>/*, from the cache where the files have not changed since.
+
+    Args:
+        root: the dataset's folder.
+        size: side of the images after resize and crop; by default the shorter side of the first.
+        workers: decoding processes.
+        progress: called with the number of images done and in all.
+        part: "train" or "test".
+
+    Raises:
+        DatasetError: if the layout is wrong or an image cannot be read.
+    """
+    folder = scan_folder(root, part)
+    if size is None:
+        size = min(_first_shape(folder.files[0]))
+    cached = cache_folder() / f"{_fingerprint(folder, size)}.npy"
+    if not cached.is_file():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as stream:
+            np.save(stream, decode_files(folder.files, size, workers, progress))
+        partial.replace(cached)
+    pixels = torch.from_numpy(np.load(cached))
+    images = LabelledImages(pixels, torch.tensor(folder.labels))
+    return Dataset(root.name, folder.classes, images)
+
+
+def _first_shape(path: Path) -> tuple[int, int]:
+    try:
+        height, width, _ = decode(path).pixels.shape
+    except ImageError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    return height, width
+
+
+def load_cifar(name: str, root: Path) -> Dataset:
+    """Load the original CIFAR-10 or CIFAR-100 through torchvision, downloading it into `root`.
+
+    Raises:
+        DatasetError: if torchvision is missing or does not fit the installed torch.
+    """
+    try:
+        from torchvision.datasets import CIFAR10, CIFAR100
+    except (ImportError, RuntimeError) as error:
+        raise DatasetError(
+            f"{name} needs a torchvision that fits the installed torch ({error}); "
+            "install lipdeploy[cifar], or give a folder with train/<class>/* images"
+        ) from error
+    kind = CIFAR10 if name == "cifar10" else CIFAR100
+    source = kind(str(root), train=True, download=True)
+    pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    images = LabelledImages(pixels, torch.tensor(source.targets))
+    return Dataset(name, tuple(source.classes), images)
+
+
+def split_validation(
+    images: LabelledImages, fraction: float, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """Set aside `fraction` of every class, at least one image where a class has two or more.
+
+    Returns:
+        The part to train on and the part to validate on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held: list[Tensor] = []
+    for label in images.labels.unique():
+        members = torch.nonzero(images.labels == label).flatten()
+        order = members[torch.randperm(len(members), generator=generator)]
+        count = max(1, round(fraction * len(members))) if fraction and len(members) > 1 else 0
+        held.append(order[:count])
+    chosen = torch.zeros(len(images), dtype=torch.bool)
+    chosen[torch.cat(held)] = True
+    return images.select(torch.nonzero(~chosen).flatten()), images.select(
+        torch.nonzero(chosen).flatten()
+    )
+
+
+def channel_mean(images: LabelledImages) -> Tensor:
+    """Mean of each channel, 0 ... 255, shape (3,)."""
+    chunks = images.pixels.split(1024)
+    total = sum(chunk.double().mean(dim=(2, 3)).sum(dim=0) for chunk in chunks)
+    return (total / len(images)).float() if isinstance(total, Tensor) else torch.zeros(3)
+
+
+def augment(pixels: Tensor, mean: Tensor, generator: torch.Generator, reach: int) -> Tensor:
+    """Shift each image by up to `reach` pixels, filling with the mean, and flip half of them.
+
+    Args:
+        pixels: shape (batch, 3, size, size), float.
+        mean: fill value of each channel, shape (3,).
+        generator: source of randomness, on the CPU.
+        reach: largest shift.
+    """
+    count, channels, size, _ = pixels.shape
+    rows = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator) + torch.arange(size)
+    columns = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator) + torch.arange(size)
+    flipped = torch.rand(count, 1, generator=generator) < 0.5
+    columns = torch.where(flipped, columns.flip(1), columns)
+    side = size + 2 * reach
+    padded = mean.view(1, 3, 1, 1).expand(count, channels, side, side).clone()
+    padded[:, :, reach : reach + size, reach : reach + size] = pixels
+    index = (rows.unsqueeze(2) * side + columns.unsqueeze(1)).view(count, 1, -1).to(pixels.device)
+    flat = padded.view(count, channels, -1)
+    return flat.gather(2, index.expand(-1, channels, -1)).view_as(pixels)
+
+
+def batches(
+    images: LabelledImages, batch_size: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Shuffled batches of float pixels (batch, 3, size, size) and labels; the rest is dropped.
+
+    A dataset smaller than a batch is one batch.
+    """
+    order = torch.randperm(len(images), generator=generator)
+    size = min(batch_size, len(images))
+    for start in range(0, len(images) - size + 1, size):
+        chosen = images.select(order[start : start + size].to(images.labels.device))
+        yield chosen.pixels.float(), chosen.labels

@@ -1,0 +1,321 @@
+"""The training loop: epochs, schedule, checkpoints, resume."""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lipdeploy.errors import TrainingError, UsageError
+from lipdeploy.training.checkpoint import (
+    FORMAT_VERSION,
+    ModelCard,
+    TrainedModel,
+    current_versions,
+    save_atomically,
+    save_model,
+)
+from lipdeploy.training.data import (
+    Dataset,
+    LabelledImages,
+    augment,
+    batches,
+    channel_mean,
+    split_validation,
+)
+from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.losses import correct, training_loss
+from lipdeploy.training.skew import SkewKernel
+
+CHECKPOINT_FORMAT = "lipdeploy-checkpoint"
+EVALUATION_BATCH = 500
+EXAMPLES = 16
+"""Images kept in a model file, to check engines on."""
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the defaults are the balanced recipe.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images a step.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: on skew kernels only.
+        offset: u of the loss, an l2 distance in pixels of [0, 1].
+        temperature: T of the loss, likewise.
+        curvature: weight of the curvature penalty of an MLP head.
+        validation: share of the training part that is set aside.
+        shift: largest random shift, in pixels.
+        seed: of initial weights, split, order and augmentation.
+        precision: arithmetic of the body; weights, head and loss are float32.
+        device: "cpu", "cuda", ...
+    """
+
+    epochs: int = 20
+    batch_size: int = 256
+    learning_rate: float = 0.2
+    weight_decay: float = 1e-4
+    offset: float = 0.4
+    temperature: float = 0.25
+    curvature: float = 0.0
+    validation: float = 0.05
+    shift: int = 4
+    seed: int = 0
+    precision: Precision = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "batch_size", "learning_rate", "temperature")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.validation < 1:
+            raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One row of metrics.csv."""
+
+    epoch: int
+    seconds: float
+    learning_rate: float
+    loss: float
+    accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+
+
+class Observer(Protocol):
+    """Watches a run; the command line shows its progress with it."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None:
+        """A step was done; loss and accuracy are those of the epoch so far."""
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """An epoch was done and its checkpoint written."""
+
+
+class Trainer:
+    """One training run in a folder with model.pt, checkpoint.pt and metrics.csv.
+
+    Args:
+        dataset: its training part.
+        architecture: the shapes of the network.
+        options: how to train.
+        folder: where the run's files go; made if it is not there.
+        command: kept in the model file.
+
+    Raises:
+        UsageError: if the options do not fit together.
+        TrainingError: if the device cannot be used, or the run cannot be resumed.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        architecture: Architecture,
+        options: TrainingOptions,
+        folder: Path,
+        command: str,
+    ) -> None:
+        self.options, self.folder, self.command = options, folder, command
+        self.dataset, self.architecture = dataset, architecture
+        self.device = _usable_device(options.device)
+        torch.manual_seed(options.seed)
+        training, validation = split_validation(dataset.images, options.validation, options.seed)
+        self.training, self.validation = training.to(self.device), validation.to(self.device)
+        self.network = LipConvNet(architecture, channel_mean(training)).to(self.device)
+        self.steps = max(1, len(training) // options.batch_size)
+        self.optimizer = _optimizer(self.network, options)
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            max_lr=options.learning_rate,
+            total_steps=self.steps * options.epochs + 1,
+            cycle_momentum=False,
+        )
+        self.finished_epochs = 0
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The run's checkpoint."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def model_path(self) -> Path:
+        """The run's model file."""
+        return self.folder / "model.pt"
+
+    def run(self, observer: Observer) -> None:
+        """Train the epochs that are left; a checkpoint and a model are written after each.
+
+        Raises:
+            TrainingError: if the loss is not finite.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.finished_epochs == 0:
+            (self.folder / "metrics.csv").unlink(missing_ok=True)
+        self.save()
+        while self.finished_epochs < self.options.epochs:
+            metrics = self._epoch(observer)
+            self.finished_epochs += 1
+            self._append(metrics)
+            self.save()
+            observer.epoch(metrics)
+
+    def _epoch(self, observer: Observer) -> EpochMetrics:
+        start, epoch = time.perf_counter(), self.finished_epochs + 1
+        generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + epoch)
+        self.network.train()
+        self.network.body_dtype = getattr(torch, self.options.precision)
+        total_loss, hits, seen = 0.0, 0, 0
+        for step, (pixels, labels) in enumerate(self._batches(generator), start=1):
+            loss, logits = self._step(pixels, labels)
+            total_loss += loss * len(labels)
+            hits += correct(logits, labels)
+            seen += len(labels)
+            observer.step(epoch, step, self.steps, total_loss / seen, hits / seen)
+        validation_loss, validation_accuracy = self.evaluate(self.validation)
+        return EpochMetrics(
+            epoch=epoch,
+            seconds=time.perf_counter() - start,
+            learning_rate=float(self.scheduler.get_last_lr()[0]),
+            loss=total_loss / seen,
+            accuracy=hits / seen,
+            validation_loss=validation_loss,
+            validation_accuracy=validation_accuracy,
+        )
+
+    def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        for pixels, labels in batches(self.training, self.options.batch_size, generator):
+            yield augment(pixels, self.network.mean, generator, self.options.shift), labels
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        options = self.options
+        return training_loss(
+            self.network,
+            logits,
+            labels,
+            offset=options.offset,
+            temperature=options.temperature,
+            curvature=options.curvature,
+        )
+
+    def _step(self, pixels: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+        self.optimizer.zero_grad()
+        logits = self.network(pixels)
+        loss = self._loss(logits, labels)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} in epoch {self.finished_epochs + 1}; resume with a lower "
+                f"--lr from {self.checkpoint_path}, or use --precision float32"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.scheduler.step()
+        return value, logits.detach()
+
+    @torch.no_grad()
+    def evaluate(self, images: LabelledImages) -> tuple[float, float]:
+        """Mean loss and accuracy in float32 on `images`; NaN for none."""
+        if not len(images):
+            return math.nan, math.nan
+        self.network.eval()
+        self.network.body_dtype = torch.float32
+        total, hits = 0.0, 0
+        for indices in torch.arange(len(images)).split(EVALUATION_BATCH):
+            chosen = images.select(indices)
+            logits = self.network(chosen.pixels.float())
+            total += self._loss(logits, chosen.labels).item() * len(indices)
+            hits += correct(logits, chosen.labels)
+        return total / len(images), hits / len(images)
+
+    def _append(self, metrics: EpochMetrics) -> None:
+        path = self.folder / "metrics.csv"
+        is_new = not path.is_file()
+        with path.open("a", newline="") as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(asdict(metrics)))
+            if is_new:
+                writer.writeheader()
+            writer.writerow(asdict(metrics))
+
+    def save(self) -> None:
+        """Write model.pt and checkpoint.pt, each atomically."""
+        card = ModelCard(
+            classes=self.dataset.classes,
+            dataset=self.dataset.name,
+            command=self.command,
+            epochs=self.finished_epochs,
+            versions=current_versions(),
+        )
+        source = self.validation if len(self.validation) else self.training
+        model = TrainedModel(self.network, card, source.pixels[:EXAMPLES].clone())
+        save_model(model, self.model_path)
+        save_atomically(self._state(), self.checkpoint_path)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "format": CHECKPOINT_FORMAT,
+            "format_version": FORMAT_VERSION,
+            "architecture": asdict(self.architecture),
+            "options": asdict(self.options),
+            "images": len(self.dataset.images),
+            "classes": list(self.dataset.classes),
+            "command": self.command,
+            "finished_epochs": self.finished_epochs,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go back to a state read from a checkpoint.
+
+        Raises:
+            TrainingError: if it belongs to another network, dataset or schedule.
+        """
+        mine = self._state()
+        for key in ("architecture", "images", "classes"):
+            if state[key] != mine[key]:
+                raise TrainingError(
+                    f"{self.checkpoint_path} was made with other {key}: {state[key]}, now "
+                    f"{mine[key]}; resume with the data of the first call"
+                )
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.finished_epochs = state["finished_epochs"]
+
+
+def _usable_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", maxsplit=1)[0]
+        raise TrainingError(
+            f"device {name!r} cannot be used ({reason}); try --device cpu"
+        ) from error
+    return device
+
+
+def _optimizer(network: LipConvNet, options: TrainingOptions) -> torch.optim.Optimizer:
+    kernels = [module for module in network.modules() if isinstance(module, SkewKernel)]
+    decayed: list[nn.Parameter] = [p for kernel in kernels for p in kernel.parameters()]
+    chosen = {id(parameter) for parameter in decayed}
+    rest = [parameter for parameter in network.parameters() if id(parameter) not in chosen]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": options.weight_decay},
+        {"params": rest},
+    ]
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=0.9, nesterov=True)
