@@ -5,14 +5,12 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import onnx
 from numpy.typing import NDArray
 
-import lipdeploy
 from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.errors import LipdeployError, UsageError
 from lipdeploy.exporters.freeze import freeze
@@ -127,11 +125,7 @@ def _source(model: TrainedModel, path: Path) -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    return {
-        "lipdeploy": lipdeploy.__version__,
-        "numpy": np.__version__,
-        "onnx": onnx.__version__,
-    }
+    return {name: version(name) for name in ("lipdeploy", "numpy", "onnx", "onnxruntime")}
 
 
 class _Stopwatch:

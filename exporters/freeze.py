@@ -20,14 +20,10 @@ from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead, MlpHead
-from lipdeploy.operators import (
-    DenseMatrix,
-    LinearOperator,
-    PointwiseMatrix,
-    SpectralConv,
-    TaylorConv,
-)
+from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import exponential_remainder_upper
+from lipdeploy.spectral import SpectralConv
+from lipdeploy.taylor import TaylorConv
 from lipdeploy.training import activations, heads
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from lipdeploy.errors import LipdeployError, ModelError
 from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, SpaceToDepth
 from lipdeploy.heads import HEADS, Head
-from lipdeploy.operators import FORMS, LinearOperator, TaylorConv
+from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import AffineBound
+from lipdeploy.spectral import SpectralConv
+from lipdeploy.taylor import TaylorConv
 
 Weights = NDArray[Any]
 
@@ -23,6 +25,9 @@ FORMAT_VERSION = 1
 MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
+FORMS: dict[str, type[LinearOperator]] = {
+    kind.form: kind for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, TaylorConv)
+}
 SIMPLE: dict[str, Callable[[], Operation]] = {
     "maxmin": MaxMin,
     "channel_max": ChannelMax,

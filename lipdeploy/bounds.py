@@ -130,7 +130,9 @@ def norms_upper(matrices: NDArray[Any]) -> Array:
     gram = product + np.swapaxes(np.tril(product, -1), -1, -2)
     error = 1.001 * gamma(w.shape[-2]) * sum_of_squares_upper(w)
     squared = np.maximum(largest_eigenvalue_upper(gram, error), 0.0)
-    bound: Array = np.ldexp(np.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF), exponent)
+    # Scaling back is exact but for results below the normal range, which nextafter covers.
+    scaled_back = np.ldexp(np.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF), exponent)
+    bound: Array = np.nextafter(scaled_back, np.inf)
     if not np.all(np.isfinite(bound)):
         raise BoundError("a norm bound overflowed")
     return bound

@@ -70,7 +70,7 @@ class LipConvNet(nn.Module):
         mean: mean of each channel of the training pixels, 0 to 255, shape (3,).
 
     Attributes:
-        body_dtype: arithmetic of everything before the head.
+        body_dtype: arithmetic of everything before the head; None for that of the weights.
     """
 
     mean: Tensor
@@ -79,7 +79,7 @@ class LipConvNet(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.register_buffer("mean", mean.detach().clone().float())
-        self.body_dtype = torch.float32
+        self.body_dtype: torch.dtype | None = None
         grids = architecture.grids()
         layers, channels = self._first_layer(grids[0])
         for index, grid in enumerate(grids[:-1]):
@@ -114,7 +114,7 @@ class LipConvNet(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Map pixels (batch, 3, n, n) of 0 ... 255 to features (batch, d) of the head's type."""
-        x = self.normalize(pixels).to(self.body_dtype).permute(2, 3, 0, 1)
+        x = self.normalize(pixels).to(self.body_dtype or pixels.dtype).permute(2, 3, 0, 1)
         y: Tensor = self.body(x.contiguous()).permute(2, 3, 0, 1).flatten(1)
         return y.to(self.mean.dtype)
 

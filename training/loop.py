@@ -220,7 +220,7 @@ class Trainer:
                 f"the loss became {value} in epoch {self.finished_epochs + 1}; resume with a lower "
                 f"--lr from {self.checkpoint_path}, or use --precision float32"
             )
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.scheduler.step()
         return value, logits.detach()
@@ -231,7 +231,7 @@ class Trainer:
         if not len(images):
             return math.nan, math.nan
         self.network.eval()
-        self.network.body_dtype = torch.float32
+        self.network.body_dtype = None
         total, hits = 0.0, 0
         for indices in torch.arange(len(images)).split(EVALUATION_BATCH):
             chosen = images.select(indices)

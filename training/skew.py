@@ -85,7 +85,7 @@ class SkewKernel(nn.Module):
                 left = nn.functional.normalize(matrix @ vector, dim=0)
                 vector.copy_(nn.functional.normalize(matrix.T @ left, dim=0))
             norms.append(torch.dot(left, matrix @ vector.clone()))
-        scale: Tensor = self.target / torch.stack(norms).min()
+        scale: Tensor = self.target / torch.stack(norms).min().clamp_min(1e-12)
         self.scale.copy_(scale.detach())
         return scale
 

@@ -1,0 +1,158 @@
+"""A frozen circular convolution, frequency by frequency."""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lipdeploy.bounds import UNIT_ROUNDOFF, gamma, norm_upper, norms_upper, up
+from lipdeploy.fourier import RealFourier
+from lipdeploy.operators import Array, Weights, absolute_norm_upper, check_shape, exact
+from lipdeploy.rounding import Step, compose
+
+SQRT2_UPPER = up(2**0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class SpectralConv:
+    """A circular convolution, one block for each independent frequency (see `lipdeploy.fourier`).
+
+    Attributes:
+        basis: the real Fourier basis as stored, shape (n, n).
+        real_blocks: shape (edge**2, c_in, c_out), applied from the right.
+        complex_blocks: shape (count, c_in, 2 * c_out), real and imaginary part side by side, the
+            factor that the two butterflies owe included; empty on grids of at most 2 x 2.
+    """
+
+    form: ClassVar[str] = "spectral"
+    basis: Weights
+    real_blocks: Weights
+    complex_blocks: Weights = field(default_factory=lambda: np.zeros((0, 0, 0)))
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid."""
+        return int(self.basis.shape[0])
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the input."""
+        return int(self.real_blocks.shape[1])
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return int(self.real_blocks.shape[2])
+
+    @property
+    def fourier(self) -> RealFourier:
+        """The frequencies of the grid."""
+        return RealFourier(self.grid)
+
+    def weights(self) -> dict[str, Weights]:
+        """Basis and blocks."""
+        named = {"basis": self.basis, "real_blocks": self.real_blocks}
+        return named | ({"complex_blocks": self.complex_blocks} if self.fourier.interior else {})
+
+    def stored_as(self, dtype: DTypeLike) -> Self:
+        """With the blocks rounded to `dtype`; the small basis keeps at least float32."""
+        return replace(
+            self,
+            basis=self.basis.astype(np.promote_types(dtype, np.float32)),
+            real_blocks=self.real_blocks.astype(dtype),
+            complex_blocks=self.complex_blocks.astype(dtype),
+        )
+
+    def scaled(self, factor: float) -> Self:
+        """With the blocks times a number."""
+        return replace(
+            self,
+            real_blocks=self.real_blocks * factor,
+            complex_blocks=self.complex_blocks * factor,
+        )
+
+    def mv(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c_in)."""
+        check_shape(self, x)
+        n, basis = self.grid, exact(self.basis)
+        rows = (basis @ x.reshape(n, -1)).reshape(x.shape)
+        coefficients = (basis @ rows.reshape(n, n, -1)).reshape(x.shape)
+        y = self._join(*self._multiply(*self._split(coefficients)))
+        columns = (basis.T @ y.reshape(n, n, -1)).reshape(y.shape)
+        result: Array = (basis.T @ columns.reshape(n, -1)).reshape(y.shape)
+        return result
+
+    def _split(self, x: Array) -> tuple[Array, Array, Array]:
+        e, c, s = self.fourier.parts
+        real = [x[e, c], x[c, e], x[c, c] - x[s, s], x[c, c] + x[s, s]]
+        imaginary = [x[e, s], x[s, e], x[c, s] + x[s, c], x[s, c] - x[c, s]]
+        return _flatten(real), _flatten(imaginary), _flatten([x[e, e]])
+
+    def _multiply(self, real: Array, imaginary: Array, mirror: Array) -> tuple[Array, ...]:
+        if not self.fourier.interior:
+            empty = np.zeros((0, mirror.shape[1], self.out_channels))
+            return empty, empty, mirror @ exact(self.real_blocks)
+        blocks, c = exact(self.complex_blocks), self.out_channels
+        from_real, from_imaginary = real @ blocks, imaginary @ blocks
+        y_real = from_real[..., :c] - from_imaginary[..., c:]
+        y_imaginary = from_real[..., c:] + from_imaginary[..., :c]
+        return y_real, y_imaginary, mirror @ exact(self.real_blocks)
+
+    def _join(self, real: Array, imaginary: Array, mirror: Array) -> Array:
+        e, h = self.fourier.edge, self.fourier.interior
+        ends = np.cumsum([e * h, h * e, h * h])
+        ec, ce, plus, minus = np.split(real, ends)
+        es, se, plus_i, minus_i = np.split(imaginary, ends)
+        cells = [
+            [(mirror, e, e), (ec, e, h), (es, e, h)],
+            [(ce, h, e), (plus + minus, h, h), (plus_i - minus_i, h, h)],
+            [(se, h, e), (plus_i + minus_i, h, h), (minus - plus, h, h)],
+        ]
+        rows = [[v.reshape(a, b, *v.shape[1:]) for v, a, b in row] for row in cells]
+        joined: Array = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+        return joined
+
+    @cached_property
+    def norm_upper(self) -> float:
+        """||basis||^4 times the largest block norm.
+
+        With F the basis along both axes and U the butterfly, the operator is F^T U^T D U F, D the
+        blocks. U maps disjoint groups of coefficients to disjoint groups of frequencies; it is
+        isometric but where both frequencies are interior, where it is sqrt(2) times an isometry.
+        So the norm is at most ||F||^2 max_f ||D_f|| s_f with s_f = 2 there and 1 elsewhere, that
+        is, 1 / block_scale. A complex block acts on (real, imaginary) as a real matrix of twice
+        the size.
+        """
+        basis = norm_upper(self.basis)
+        largest = float(np.max(norms_upper(self.real_blocks)))
+        if len(self.complex_blocks):
+            scaled = norms_upper(self._real_embedding()) / self.fourier.block_scale()
+            largest = max(largest, float(np.max(scaled)))
+        squared = up(basis * basis)
+        return up(up(squared * squared) * largest)
+
+    def _real_embedding(self) -> Array:
+        """Complex blocks as real matrices, shape (count, 2 c_in, 2 c_out)."""
+        blocks, c = exact(self.complex_blocks), self.out_channels
+        real, imaginary = blocks[..., :c], blocks[..., c:]
+        upper, lower = blocks, np.concatenate([-imaginary, real], axis=2)
+        embedding: Array = np.concatenate([upper, lower], axis=1)
+        return embedding
+
+    @cached_property
+    def step(self) -> Step:
+        """Seven steps: two transforms, butterfly, blocks, butterfly, two transforms."""
+        absolute = absolute_norm_upper(self.basis)
+        transform = Step(norm_upper(self.basis), gamma(self.grid) * absolute)
+        butterfly = Step(SQRT2_UPPER, SQRT2_UPPER * 1.001 * UNIT_ROUNDOFF)
+        stacked = absolute_norm_upper(self.complex_blocks) * SQRT2_UPPER
+        size = max(stacked, absolute_norm_upper(self.real_blocks))
+        blocks = Step(up(size), gamma(self.in_channels + 2) * size * 1.001)
+        steps = [transform, transform, butterfly, blocks, butterfly, transform, transform]
+        return Step(self.norm_upper, compose(steps).rounding_upper)
+
+
+def _flatten(parts: list[Array]) -> Array:
+    return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])

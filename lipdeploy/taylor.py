@@ -1,0 +1,133 @@
+"""A frozen zero-padded convolution, kept as a series with a proven remainder."""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from lipdeploy.bounds import UNIT_ROUNDOFF, frobenius_upper, gamma, norm_upper, norms_upper, up
+from lipdeploy.errors import ShapeError
+from lipdeploy.fourier import RealFourier, offsets, symbol_factors
+from lipdeploy.operators import Array, Weights, check_shape, exact
+from lipdeploy.rounding import Step, exponential_remainder_upper
+
+
+@dataclass(frozen=True, eq=False)
+class TaylorConv:
+    """The series of exp(A) for a zero-padded skew convolution A, to a degree with proven remainder.
+
+    Attributes:
+        grid: side of the grid.
+        in_channels: channels of the input; missing ones are zero.
+        out_channels: channels of the output; surplus ones are dropped.
+        taps: the skew kernel, shape (k*k, c, c), axes (tap, output, input).
+        degree: highest power of A.
+        scale: factor of the result.
+    """
+
+    form: ClassVar[str] = "taylor"
+    grid: int
+    in_channels: int
+    out_channels: int
+    taps: Weights
+    degree: int
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not np.array_equal(self.taps[::-1].transpose(0, 2, 1), -self.taps):
+            raise ShapeError(
+                "taylor: the kernel is not skew-symmetric, so its series is no rotation"
+            )
+
+    @property
+    def channels(self) -> int:
+        """Channels of the skew convolution."""
+        return int(self.taps.shape[1])
+
+    @property
+    def kernel_size(self) -> int:
+        """Side of the kernel."""
+        return math.isqrt(len(self.taps))
+
+    def weights(self) -> dict[str, Weights]:
+        """The taps."""
+        return {"taps": self.taps}
+
+    def stored_as(self, dtype: DTypeLike) -> Self:
+        """With the taps rounded to `dtype`; rounding is odd, so they stay exactly skew."""
+        return replace(self, taps=self.taps.astype(dtype))
+
+    def scaled(self, factor: float) -> Self:
+        """With the result times a number."""
+        return replace(self, scale=self.scale * factor)
+
+    def mv(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c_in)."""
+        check_shape(self, x)
+        padded = np.zeros((*x.shape[:3], self.channels))
+        padded[..., : self.in_channels] = x
+        v = padded
+        for k in range(self.degree, 0, -1):
+            v = padded + self._convolve(v) / k
+        return self.scale * v[..., : self.out_channels]
+
+    def _convolve(self, x: Array) -> Array:
+        y, n = np.zeros_like(x), self.grid
+        for (down, right), tap in zip(offsets(self.kernel_size), exact(self.taps), strict=True):
+            source = _overlap(down, n), _overlap(right, n)
+            target = _overlap(-down, n), _overlap(-right, n)
+            y[target] += x[source] @ tap.T
+        return y
+
+    @cached_property
+    def skew_norm_upper(self) -> float:
+        """Upper bound of ||A||: the maximum over the blocks of a circular grid that contains A.
+
+        The zero-padded operator is a compression of the circular one on any M x M grid with
+        M >= n + k // 2, which is block-diagonal over its frequencies. Blocks are computed from the
+        taps: cosines and sines are within 8 u, so each entry is within gamma(k*k + 16) times the
+        sum of |taps|.
+        """
+        side = self.grid + self.kernel_size // 2
+        fourier = RealFourier(side)
+        taps = exact(self.taps)
+        slack = gamma(len(taps) + 16) * float(frobenius_upper(np.abs(taps).sum(axis=0))) * 2.01
+        real, _ = symbol_factors(fourier.real_frequencies(), self.kernel_size, side)
+        largest = float(np.max(norms_upper(np.tensordot(real, taps, axes=1))))
+        cosines, sines = symbol_factors(fourier.complex_frequencies(), self.kernel_size, side)
+        for cosine, sine in zip(cosines, sines, strict=True):
+            a, b = np.tensordot(cosine, taps, axes=1), np.tensordot(sine, taps, axes=1)
+            largest = max(largest, norm_upper(np.block([[a, b], [-b, a]])))
+        return up(largest + slack)
+
+    @cached_property
+    def norm_upper(self) -> float:
+        """1 plus the remainder, times the scale: exp(A) is orthogonal on the padded channels."""
+        remainder = exponential_remainder_upper(self.skew_norm_upper, self.degree)
+        return up(abs(self.scale) * up(1 + remainder))
+
+    @cached_property
+    def step(self) -> Step:
+        """Horner steps v <- x + A v / k, each with a product and three more roundings.
+
+        With N = sum over taps of ||tap||_F >= || |A| ||_2 and V_k, E_k bounds of ||v_k|| / ||x||
+        and of its error, V_(k-1) = 1 + N V_k / k and
+        E_(k-1) = N E_k / k + gamma(k*k*c + 4) (1 + N (V_k + E_k) / k).
+        """
+        absolute = float(np.sum(frobenius_upper(self.taps))) * (1 + 1e-12)
+        relative = gamma(len(self.taps) * self.channels + 4)
+        size, error = 1.0, 0.0
+        for k in range(self.degree, 0, -1):
+            grown = 1 + absolute * (size + error) / k
+            error = (absolute * error / k + relative * grown) * (1 + 1e-12)
+            size = (1 + absolute * size / k) * (1 + 1e-12)
+        factor = abs(self.scale)
+        rounding = factor * (error + 2 * UNIT_ROUNDOFF * (size + error)) * (1 + 1e-12)
+        return Step(self.norm_upper, rounding)
+
+
+def _overlap(shift: int, n: int) -> slice:
+    return slice(max(shift, 0), n + min(shift, 0))

@@ -1,0 +1,69 @@
+"""Fixtures that several tests use."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import make_network, write_image_folder
+
+from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.training.lipconvnet import LipConvNet
+
+SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def source() -> Path:
+    """The checkout."""
+    return SOURCE
+
+
+@pytest.fixture(scope="session")
+def sample_images() -> list[Path]:
+    """The bundled images."""
+    return sorted((SOURCE / "samples").glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def frozen_network() -> FrozenNetwork:
+    """A small frozen network in float32."""
+    from lipdeploy.exporters.freeze import freeze
+
+    return freeze(make_network()).stored_as("float32")
+
+
+@pytest.fixture(scope="session")
+def bundled() -> LipConvNet:
+    """The network of samples/model.pt."""
+    from lipdeploy.training.checkpoint import load_model
+
+    return load_model(SOURCE / "samples" / "model.pt").network
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A dataset of two classes, dark and bright, 12 images of 8 x 8 pixels each."""
+    return write_image_folder(tmp_path / "tiny", side=8)
+
+
+@pytest.fixture
+def run_cli(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process; gives exit status, output and errors."""
+    from lipdeploy import cli
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["lipdeploy", *map(str, arguments)])
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run

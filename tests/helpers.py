@@ -1,0 +1,43 @@
+"""Networks, inputs and folders that several tests make."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+
+
+def make_network(
+    seed: int = 0, image_size: int = 8, bias_scale: float = 0.3, **shape: object
+) -> LipConvNet:
+    """A small random network with biases that are not zero, in evaluation mode."""
+    torch.manual_seed(seed)
+    defaults: dict[str, object] = {"classes": 3, "width": 4}
+    architecture = Architecture(image_size=image_size, **(defaults | shape))  # type: ignore[arg-type]
+    network = LipConvNet(architecture, torch.tensor([120.0, 110.0, 100.0]))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(0, bias_scale)
+    return network.eval()
+
+
+def random_pixels(count: int, image_size: int, seed: int = 0) -> np.ndarray:
+    """Integer pixels as float64, shape (count, 3, n, n)."""
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, 3, image_size, image_size)).astype(np.float64)
+
+
+def write_image_folder(root: Path, side: int, count: int = 12) -> Path:
+    """Write train/<class>/* and test/<class>/*."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name, level in (("bright", 180), ("dark", 60)):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.normal(level, 20, (side, side, 3)).clip(0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
+    return root

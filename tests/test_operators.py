@@ -1,0 +1,167 @@
+"""Laws of every form, by a list of factories."""
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+
+from lipdeploy.errors import ShapeError
+from lipdeploy.exporters import freeze
+from lipdeploy.exporters.plan import LayerShape
+from lipdeploy.operators import LinearOperator, PointwiseMatrix
+from lipdeploy.rounding import exponential_remainder_upper
+from lipdeploy.taylor import TaylorConv
+from lipdeploy.training.skew import skew_taps
+
+Factory = Callable[[], LinearOperator]
+
+
+def taps(channels: int, kernel_size: int = 3, scale: float = 0.3, seed: int = 0) -> np.ndarray:
+    generator = torch.Generator().manual_seed(seed)
+    half = torch.randn((kernel_size**2 - 1) // 2, channels, channels, generator=generator)
+    centre = torch.randn(channels * (channels - 1) // 2, generator=generator)
+    return (skew_taps(half, centre) * scale).double().numpy()
+
+
+def make(builder: Callable[..., LinearOperator], grid: int, c_in: int, c_out: int) -> LinearOperator:
+    padding = "circular" if builder is freeze.spectral_conv else "zero"
+    kernel_size = 1 if builder is freeze.pointwise_matrix else 3
+    shape = LayerShape(grid, c_in, c_out, kernel_size, padding)
+    return builder(taps(max(c_in, c_out), kernel_size), shape)
+
+
+BUILDERS = [freeze.pointwise_matrix, freeze.dense_matrix, freeze.spectral_conv, freeze.taylor_conv]
+SHAPES = [(1, 4, 4), (2, 3, 4), (3, 4, 4), (4, 4, 2), (5, 3, 4), (6, 3, 3)]
+FACTORIES: dict[str, Factory] = {
+    f"{builder.__name__}-{n}-{a}-{b}": (lambda b_=builder, n=n, a=a, b=b: make(b_, n, a, b))
+    for builder in BUILDERS
+    for n, a, b in SHAPES
+}
+every_operator = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES.keys())
+DTYPES = ["float64", "float32", "float16"]
+
+
+def as_matrix(operator: LinearOperator) -> np.ndarray:
+    """Columns are the images of unit grids; shape (outputs, inputs)."""
+    n, c = operator.grid, operator.in_channels
+    size = n * n * c
+    units = np.eye(size).reshape(size, n, n, c).transpose(1, 2, 0, 3)
+    images: np.ndarray = operator.mv(units).transpose(2, 0, 1, 3).reshape(size, -1)
+    return images.T
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_bound_holds_and_is_tight(factory: Factory, dtype: str) -> None:
+    operator = factory().stored_as(dtype)
+    truth = np.linalg.norm(as_matrix(operator), 2)
+    assert truth <= operator.norm_upper * (1 + 1e-13)
+    # Blocks bound the operator before channels are dropped; stored float16 adds up to 1e-3.
+    assert operator.norm_upper <= 1 + 5e-3
+
+
+@every_operator
+def test_rotations_of_all_channels_are_orthogonal(factory: Factory) -> None:
+    operator = factory()
+    if operator.in_channels <= operator.out_channels:
+        matrix = as_matrix(operator)
+        np.testing.assert_allclose(matrix.T @ matrix, np.eye(matrix.shape[1]), atol=1e-11)
+
+
+@every_operator
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_rounding_bound_contains_the_error(factory: Factory, dtype: str) -> None:
+    """Against the same weights in exact rational arithmetic on the matrix, on hard inputs."""
+    operator = factory().stored_as(dtype)
+    n, c = operator.grid, operator.in_channels
+    generator = np.random.default_rng(1)
+    x = generator.normal(size=(n, n, 4, c)) * 10.0 ** generator.integers(-6, 7, size=(n, n, 4, c))
+    reference = mv_longdouble(operator, x)
+    error = np.sqrt(((operator.mv(x) - reference) ** 2).sum(axis=(0, 1, 3)))
+    size = np.sqrt((x**2).sum(axis=(0, 1, 3)))
+    assert np.all(error <= operator.step.rounding_upper * size)
+    assert operator.step.norm_upper == operator.norm_upper
+
+
+def mv_longdouble(operator: LinearOperator, x: np.ndarray) -> np.ndarray:
+    """The operator in 64-bit mantissas: the same code on wider numbers."""
+    import lipdeploy.operators
+    import lipdeploy.spectral
+    import lipdeploy.taylor
+
+    modules = (lipdeploy.operators, lipdeploy.spectral, lipdeploy.taylor)
+    saved = [module.exact for module in modules]
+    try:
+        for module in modules:
+            module.exact = lambda weights: weights.astype(np.longdouble)
+        return operator.mv(x.astype(np.longdouble))
+    finally:
+        for module, function in zip(modules, saved, strict=True):
+            module.exact = function
+
+
+@every_operator
+def test_scaling_scales(factory: Factory) -> None:
+    operator = factory()
+    x = np.random.default_rng(0).normal(size=(operator.grid, operator.grid, 2, operator.in_channels))
+    np.testing.assert_allclose(operator.scaled(0.25).mv(x), 0.25 * operator.mv(x), atol=1e-13)
+    assert operator.scaled(0.25).norm_upper == pytest.approx(operator.norm_upper / 4, rel=1e-9)
+
+
+@every_operator
+def test_wrong_shapes_are_refused(factory: Factory) -> None:
+    operator = factory()
+    with pytest.raises(ShapeError, match=operator.form):
+        operator.mv(np.zeros((operator.grid + 1, operator.grid, 1, operator.in_channels)))
+
+
+def test_no_channel_that_is_not_there_is_stored() -> None:
+    spectral = make(freeze.spectral_conv, 4, 3, 8)
+    assert {w.shape[1] for name, w in spectral.weights().items() if name != "basis"} == {3}
+    assert make(freeze.dense_matrix, 2, 3, 8).weights()["matrix"].shape == (12, 32)
+
+
+def test_only_half_of_the_frequencies_is_stored() -> None:
+    spectral = make(freeze.spectral_conv, 8, 4, 4)
+    stored = sum(w.size for name, w in spectral.weights().items() if name != "basis")
+    assert stored == 8 * 8 * 4 * 4
+
+
+def test_a_kernel_that_is_not_skew_has_no_series() -> None:
+    kernel = taps(3)
+    kernel[0, 0, 0] += 1e-9
+    with pytest.raises(ShapeError, match="skew"):
+        TaylorConv(4, 3, 3, kernel, degree=8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_rounded_kernels_stay_exactly_skew(dtype: str) -> None:
+    operator = make(freeze.taylor_conv, 5, 4, 4).stored_as(dtype)
+    stored = operator.weights()["taps"]
+    assert np.array_equal(stored[::-1].transpose(0, 2, 1), -stored)
+
+
+@pytest.mark.parametrize("grid", [2, 3, 5, 8])
+def test_the_padded_grid_bounds_a_zero_padded_convolution(grid: int) -> None:
+    kernel = taps(4, seed=grid)
+    operator = TaylorConv(grid, 4, 4, kernel, degree=8)
+    matrix = freeze.dense_skew(kernel, LayerShape(grid, 4, 4, 3, "zero"))
+    assert np.linalg.norm(matrix, 2) <= operator.skew_norm_upper
+    # A grid that is too small for the kernel would wrap around and can be below the truth.
+    assert operator.skew_norm_upper <= 1.6 * np.linalg.norm(matrix, 2)
+
+
+@pytest.mark.parametrize(("norm", "degree"), [(0.0, 4), (1.0, 5), (3.3, 16), (8.0, 40)])
+def test_the_series_remainder_is_above_the_truth(norm: float, degree: int) -> None:
+    exact = Fraction(norm) ** (degree + 1)
+    for k in range(1, degree + 2):
+        exact /= k
+    assert Fraction(exponential_remainder_upper(norm, degree)) >= exact
+
+
+def test_pointwise_is_the_same_matrix_everywhere() -> None:
+    operator = PointwiseMatrix(3, np.arange(6.0).reshape(2, 3))
+    x = np.random.default_rng(0).normal(size=(3, 3, 2, 2))
+    np.testing.assert_allclose(operator.mv(x)[1, 2, 0], x[1, 2, 0] @ operator.matrix)
