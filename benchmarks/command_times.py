@@ -1,6 +1,6 @@
 """Median wall time of `lipdeploy --help` and of a cold `lipdeploy predict` on one image.
 
-    python benchmarks/command_times.py path/to/lipdeploy
+python benchmarks/command_times.py path/to/lipdeploy
 """
 
 import platform

@@ -80,7 +80,9 @@ def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
         decode(tmp_path)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), "u1")])
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4)), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), "u1")]
+)
 def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
     with pytest.raises(ImageError, match="expected uint8"):
         decode(array)

@@ -25,7 +25,9 @@ def taps(channels: int, kernel_size: int = 3, scale: float = 0.3, seed: int = 0)
     return (skew_taps(half, centre) * scale).double().numpy()
 
 
-def make(builder: Callable[..., LinearOperator], grid: int, c_in: int, c_out: int) -> LinearOperator:
+def make(
+    builder: Callable[..., LinearOperator], grid: int, c_in: int, c_out: int
+) -> LinearOperator:
     padding = "circular" if builder is freeze.spectral_conv else "zero"
     kernel_size = 1 if builder is freeze.pointwise_matrix else 3
     shape = LayerShape(grid, c_in, c_out, kernel_size, padding)
@@ -105,7 +107,9 @@ def mv_longdouble(operator: LinearOperator, x: np.ndarray) -> np.ndarray:
 @every_operator
 def test_scaling_scales(factory: Factory) -> None:
     operator = factory()
-    x = np.random.default_rng(0).normal(size=(operator.grid, operator.grid, 2, operator.in_channels))
+    x = np.random.default_rng(0).normal(
+        size=(operator.grid, operator.grid, 2, operator.in_channels)
+    )
     np.testing.assert_allclose(operator.scaled(0.25).mv(x), 0.25 * operator.mv(x), atol=1e-13)
     assert operator.scaled(0.25).norm_upper == pytest.approx(operator.norm_upper / 4, rel=1e-9)
 

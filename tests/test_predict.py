@@ -76,9 +76,7 @@ def test_most_bundled_images_are_right_and_certified(predict: Cli, samples: Path
     assert sum(r["radius"] > 36 / 255 for r in right) >= 8  # type: ignore[operator]
 
 
-def test_without_certify_the_keys_of_the_certificate_are_null(
-    predict: Cli, samples: Path
-) -> None:
+def test_without_certify_the_keys_of_the_certificate_are_null(predict: Cli, samples: Path) -> None:
     (row,) = json_rows(predict(samples / "cat-0000.jpg", "--json")[1])
     assert {key for key, value in row.items() if value is None} == CERTIFICATE_KEYS
 
@@ -93,7 +91,10 @@ def test_both_runtimes_certify_nearly_the_same(predict: Cli, samples: Path) -> N
 
 def test_batches_do_not_matter(predict: Cli, samples: Path) -> None:
     radii = [
-        [r["radius_255"] for r in json_rows(predict(samples, "--certify", "--json", "--batch", b)[1])]
+        [
+            r["radius_255"]
+            for r in json_rows(predict(samples, "--certify", "--json", "--batch", b)[1])
+        ]
         for b in ("1", "7", "64")
     ]
     np.testing.assert_allclose(radii[0], radii[1], atol=1e-3)

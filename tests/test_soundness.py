@@ -27,7 +27,9 @@ def certify(network: FrozenNetwork, pixels: np.ndarray) -> tuple[np.ndarray, np.
     labels = logits.argmax(axis=1)
     reference_error = network.reference_error(pixel_norms_upper(pixels))
     errors = feature_errors_upper(features, network.features(pixels), reference_error)
-    radii = network_radii(network.head.radii_lower(features, labels), errors, network.lipschitz_upper)
+    radii = network_radii(
+        network.head.radii_lower(features, labels), errors, network.lipschitz_upper
+    )
     return labels, radii
 
 

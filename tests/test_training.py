@@ -47,9 +47,7 @@ def small(image_folder: Path) -> data.Dataset:
     return load_folder(image_folder, None, 1, ignore)
 
 
-def trainer(
-    small: data.Dataset, folder: Path, head: str = "lln", **options: object
-) -> Trainer:
+def trainer(small: data.Dataset, folder: Path, head: str = "lln", **options: object) -> Trainer:
     architecture = Architecture(8, 2, width=4, head=head)  # type: ignore[arg-type]
     defaults = {"epochs": 4, "batch_size": 6, "validation": 0.2, "learning_rate": 0.05}
     chosen = TrainingOptions(**(defaults | options))  # type: ignore[arg-type]
@@ -136,7 +134,10 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(
 
 
 def test_the_seed_decides_everything(small: data.Dataset, tmp_path: Path) -> None:
-    runs = [trainer(small, tmp_path / name, epochs=1, seed=s) for name, s in zip("abc", (1, 1, 2), strict=True)]
+    runs = [
+        trainer(small, tmp_path / name, epochs=1, seed=s)
+        for name, s in zip("abc", (1, 1, 2), strict=True)
+    ]
     for run in runs:
         run.run(Silent())
     first, same, other = (weights(run) for run in runs)
@@ -163,9 +164,7 @@ def test_control_c_leaves_a_usable_model_and_says_how_to_go_on(
     assert load_model(out / "model.pt").card.epochs == 3
 
 
-def test_resume_refuses_what_does_not_fit(
-    run_cli: Cli, image_folder: Path, tmp_path: Path
-) -> None:
+def test_resume_refuses_what_does_not_fit(run_cli: Cli, image_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     status, _, errors = run_cli("train", image_folder, "--resume")
     assert (status, "--out DIR" in errors) == (2, True)
