@@ -25,10 +25,11 @@ lint: $(VENV)/.test
 	$(PIP) --no-deps --target build/typecheck .
 	cd build && MYPYPATH=typecheck ../$(BIN)/mypy --config-file ../pyproject.toml -p lipdeploy
 
-# DATA: a folder with test/<class>/* images.
+# DATA: a folder with test/<class>/* images. MODEL: an engine with these classes.
 DATA ?= data/cifar10-jpeg
+MODEL ?= samples/model.onnx
 accuracy: $(VENV)/.demo
-	$(BIN)/lipdeploy predict $(DATA)/test --certify --json --model samples/model.onnx \
+	$(BIN)/lipdeploy predict $(DATA)/test --certify --json --model $(MODEL) \
 	  | $(BIN)/python benchmarks/count_certified.py
 
 timing: $(VENV)/.demo

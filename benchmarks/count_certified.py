@@ -2,25 +2,28 @@
 
 The true class of an image is the name of its folder. Reads JSON lines from standard input:
 
-    lipdeploy predict cifar10-jpeg/test --certify --json | python benchmarks/count_certified.py
+    lipdeploy predict DATA/test --certify --json | python benchmarks/count_certified.py
 """
 
 import json
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 RADII_255 = (36, 72, 108, 255)
 
 
 def main() -> None:
-    """Print one line of percentages."""
+    """Print a line a radius."""
     rows = [json.loads(line) for line in sys.stdin]
-    failed = [row for row in rows if "error" in row]
-    hits = [row for row in rows if row.get("label") == Path(row["path"]).parent.name]
-    print(f"{len(rows)} images, {len(failed)} unreadable, engine {rows[0]['engine']}")
+    read = [row for row in rows if "error" not in row]
+    if not read:
+        sys.exit("no predictions: give a folder with test/<class>/* images, make accuracy DATA=DIR")
+    hits = [row for row in read if row["label"] == Path(row["path"]).parent.name]
+    print(f"{len(rows)} images, {len(rows) - len(read)} unreadable, engine {read[0]['engine']}")
     print(f"clean               {len(hits) / len(rows):6.1%}")
     for radius in RADII_255:
-        certified = sum(row["radius"] >= radius / 255 for row in hits)
+        certified = sum(Fraction(row["radius"]) * 255 >= radius for row in hits)
         print(f"certified {radius:3d}/255   {certified / len(rows):6.1%}")
     mean = sum(row["radius_255"] for row in hits) / max(1, len(hits))
     print(f"mean radius of the correct ones {mean:.1f}/255")

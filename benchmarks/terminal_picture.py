@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[1]
 
 def main() -> None:
     """Run the command's own table on the bundled images and save it."""
-    report.out = Console(record=True, width=78, file=io.StringIO(), highlight=False)
+    screen = {"width": 78, "file": io.StringIO(), "force_terminal": True}
+    report.out = Console(record=True, highlight=False, **screen)
     images = find_images([str(ROOT / "samples")])
     with Predictor(ROOT / "samples" / "model.onnx") as predictor:
         rows = report.PredictionRows(predictor, min_radius=None)

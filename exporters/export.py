@@ -12,7 +12,7 @@ from typing import Any, Literal
 from numpy.typing import NDArray
 
 from lipdeploy.artifact import Manifest, make_manifest
-from lipdeploy.errors import LipdeployError, UsageError
+from lipdeploy.errors import UsageError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import write_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
@@ -20,10 +20,12 @@ from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.runtimes.onnx import OnnxRuntime, read_onnx
 from lipdeploy.training.checkpoint import TrainedModel, load_model
+from lipdeploy.training.lipconvnet import INPUT_GAIN
 
 WeightsType = Literal["float16", "float32"]
 WEIGHTS_TYPES: tuple[WeightsType, ...] = ("float16", "float32")
 ENGINES = ("onnx",)
+PLANNED = ("trt", "tensorrt", "engine", "openvino")
 Stage = Callable[[str], None]
 
 
@@ -45,6 +47,8 @@ class ExportOptions:
     weights: WeightsType = "float16"
 
     def __post_init__(self) -> None:
+        if self.engine in PLANNED:
+            raise UsageError(f"--engine {self.engine} is not built yet; use --engine onnx")
         _check_choice("engine", self.engine, ENGINES)
         _check_choice("form", self.form, FORM_CHOICES)
         _check_choice("weights", self.weights, WEIGHTS_TYPES)
@@ -54,7 +58,8 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         near = difflib.get_close_matches(value, choices, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"--{name} {value}: expected one of {', '.join(choices)}{hint}")
+        expected = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
+        raise UsageError(f"--{name} {value}: expected {expected}{hint}")
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ class Exported:
 def export_model(
     model_path: Path, output: Path, options: ExportOptions, stage: Stage = lambda name: None
 ) -> Exported:
-    """Freeze, prove, write, and check against the float64 reference; a failed check leaves no file.
+    """Freeze, prove, write, and check against the float64 reference; a failed check writes nothing.
 
     Raises:
         LipdeployError: if the model cannot be read, frozen, proven, written, or fails the check.
@@ -95,22 +100,23 @@ def export_model(
         _source(model, model_path),
         _versions(),
     )
-    clock.start("write")
-    write_onnx(network, manifest, output)
-    clock.start("check")
-    parity = _check_file(output, model.examples.numpy())
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        clock.start("write")
+        write_onnx(network, manifest, partial)
+        clock.start("check")
+        parity = _check_file(partial, model.examples.numpy())
+        partial.replace(output)
+    finally:
+        partial.unlink(missing_ok=True)
     clock.stop()
     return Exported(output, manifest, parity, seconds)
 
 
 def _check_file(path: Path, examples: NDArray[Any]) -> Parity:
-    try:
-        network, _, data = read_onnx(path)
-        pixels = probe_inputs(examples, network.image_size)
-        return compare(network, OnnxRuntime(data, "cpu"), pixels)
-    except LipdeployError:
-        path.unlink(missing_ok=True)
-        raise
+    network, _, data = read_onnx(path)
+    pixels = probe_inputs(examples, network.image_size)
+    return compare(network, OnnxRuntime(data, "cpu"), pixels)
 
 
 def _source(model: TrainedModel, path: Path) -> dict[str, object]:
@@ -118,6 +124,7 @@ def _source(model: TrainedModel, path: Path) -> dict[str, object]:
     kept = {key: card[key] for key in ("dataset", "command", "epochs")}
     return {
         **kept,
+        "input_gain": INPUT_GAIN,
         "architecture": asdict(model.network.architecture),
         "trained_with": card["versions"],
         "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),

@@ -7,6 +7,7 @@ function as the trained network.
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import singledispatch
 from typing import Any
 
@@ -32,6 +33,8 @@ Array = NDArray[np.float64]
 
 SERIES_TOLERANCE = 1e-12
 """Remainder of a series that is kept as one."""
+
+MAX_DEGREE = 64
 
 
 def freeze(
@@ -162,10 +165,13 @@ def dense_matrix(taps: Array, shape: LayerShape) -> DenseMatrix:
 def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
     """The series of a zero-padded layer, to the degree that `SERIES_TOLERANCE` needs."""
     series = TaylorConv(shape.grid, shape.in_channels, shape.out_channels, taps, degree=1)
-    degree = 4
-    while exponential_remainder_upper(series.skew_norm_upper, degree) > SERIES_TOLERANCE:
-        degree += 1
-    return TaylorConv(shape.grid, shape.in_channels, shape.out_channels, taps, degree)
+    for degree in range(4, MAX_DEGREE):
+        if exponential_remainder_upper(series.skew_norm_upper, degree) <= SERIES_TOLERANCE:
+            return replace(series, degree=degree)
+    raise FreezeError(
+        f"a skew convolution of norm {series.skew_norm_upper:.3g} needs more than {MAX_DEGREE} "
+        "terms; train again, or use --form dense"
+    )
 
 
 _BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {

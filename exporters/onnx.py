@@ -64,7 +64,7 @@ def _model(
 
 
 def write_onnx(network: frozen.FrozenNetwork, manifest: Manifest, path: Path) -> None:
-    """Write the file atomically.
+    """Write the file.
 
     Raises:
         ExportError: if it would be larger than 2 GiB or cannot be written.
@@ -77,15 +77,11 @@ def write_onnx(network: frozen.FrozenNetwork, manifest: Manifest, path: Path) ->
         )
     model = build_model(network, manifest)
     onnx.checker.check_model(model, full_check=True)
-    partial = path.with_name(f".{path.name}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(model.SerializeToString())
-        partial.replace(path)
+        path.write_bytes(model.SerializeToString())
     except OSError as error:
         raise ExportError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @singledispatch

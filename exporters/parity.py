@@ -13,7 +13,7 @@ from lipdeploy.runtimes import Array, Runtime
 Pixels = NDArray[np.float32]
 
 RELATIVE_TOLERANCE = 1e-4
-"""Largest accepted difference of a feature vector, relative to the norm of the input's features."""
+"""Largest accepted difference, relative to the largest norm of the inputs' feature vectors."""
 
 RANDOM_INPUTS = 16
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,37 +29,26 @@ FORMS: dict[str, type[LinearOperator]] = {
     kind.form: kind for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, TaylorConv)
 }
 SIMPLE: dict[str, Callable[[], Operation]] = {
-    "maxmin": MaxMin,
-    "channel_max": ChannelMax,
-    "space_to_depth": SpaceToDepth,
+    kind.kind: kind for kind in (MaxMin, ChannelMax, SpaceToDepth)
 }
 DTYPES = ("float16", "float32", "float64")
 
 
 def describe(network: FrozenNetwork) -> dict[str, Any]:
     """The structure of a network in plain values; its arrays are `network.weights()`."""
-    operations: list[dict[str, Any]] = []
-    for operation in network.operations:
-        if isinstance(operation, Linear):
-            operations.append({"kind": "linear", **_describe_operator(operation.operator)})
-        else:
-            kinds = [name for name, make in SIMPLE.items() if operation == make()]
-            operations.append({"kind": kinds[0]})
     return {
         "image_size": network.image_size,
-        "operations": operations,
+        "operations": [_describe_operation(operation) for operation in network.operations],
         "head": network.head.kind,
     }
 
 
-def _describe_operator(operator: LinearOperator) -> dict[str, Any]:
-    parameters: dict[str, Any] = {}
-    if isinstance(operator, TaylorConv):
-        names = ("grid", "in_channels", "out_channels", "degree", "scale")
-        parameters = {name: getattr(operator, name) for name in names}
-    elif operator.form in ("pointwise", "dense"):
-        parameters = {"grid": operator.grid}
-    return {"form": operator.form, "parameters": parameters}
+def _describe_operation(operation: Operation) -> dict[str, Any]:
+    if isinstance(operation, Linear):
+        operator = operation.operator
+        linear = {"form": operator.form, "parameters": operator.parameters()}
+        return {"kind": operation.kind, **linear}
+    return {"kind": operation.kind}
 
 
 def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNetwork:
@@ -72,7 +61,7 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
         operations: list[Operation] = []
         count = 0
         for entry in structure["operations"]:
-            if entry["kind"] == "linear":
+            if entry["kind"] == Linear.kind:
                 operations.append(_restore_linear(entry, _under(f"layer{count}", weights)))
                 count += 1
             else:
@@ -95,9 +84,9 @@ def _under(prefix: str, weights: dict[str, Weights]) -> dict[str, Weights]:
     return {name[len(head) :]: w for name, w in weights.items() if name.startswith(head)}
 
 
-def digest(structure: dict[str, Any], weights: dict[str, Weights]) -> str:
-    """SHA-256 of a structure and its arrays: names, types, shapes, little-endian bytes."""
-    state = hashlib.sha256(json.dumps(structure, sort_keys=True).encode())
+def digest(description: dict[str, Any], weights: dict[str, Weights]) -> str:
+    """SHA-256 of plain values and arrays: names, types, shapes, little-endian bytes."""
+    state = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name in sorted(weights):
         array = weights[name]
         state.update(f"{name} {array.dtype} {array.shape}\n".encode())
@@ -130,7 +119,7 @@ class Manifest:
         reference_error: of the float64 reference evaluation, by the l2 norm of the pixels.
         layers: the bound of each linear layer.
         proof: how the bounds were proven.
-        sha256: `digest` of structure and weights.
+        sha256: `digest` of structure, bounds and weights; finds accidents, not attackers.
         source: dataset, command and epochs of the training, and the hash of the model file.
         versions: versions of what made the file.
     """
@@ -145,6 +134,12 @@ class Manifest:
     sha256: str
     source: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
+
+    def digest(self, weights: dict[str, Weights]) -> str:
+        """What `sha256` should be for these weights."""
+        described = asdict(self)
+        kept = ("network", "classes", "lipschitz_upper", "reference_error", "layers")
+        return digest({name: described[name] for name in kept}, weights)
 
     def to_json(self) -> str:
         """One JSON object, with format and format version."""
@@ -199,20 +194,20 @@ def make_manifest(
     Raises:
         BoundError: if a bound cannot be proven.
     """
-    structure = describe(network)
     layers = zip(network.linear(), network.layer_norms_upper, strict=True)
-    return Manifest(
-        network=structure,
+    manifest = Manifest(
+        network=describe(network),
         classes=classes,
         preprocessing=preprocessing,
         lipschitz_upper=network.lipschitz_upper,
         reference_error=network.reference_error,
         layers=tuple(LayerBound(layer.operator.form, norm) for layer, norm in layers),
         proof=PROOF,
-        sha256=digest(structure, network.weights()),
+        sha256="",
         source=source,
         versions=versions,
     )
+    return replace(manifest, sha256=manifest.digest(network.weights()))
 
 
 def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNetwork:
@@ -223,8 +218,8 @@ def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNe
     """
     if any(array.dtype.name not in DTYPES for array in weights.values()):
         raise ModelError(f"weights must be {', '.join(DTYPES)}")
-    if digest(manifest.network, weights) != manifest.sha256:
-        raise ModelError("the weights are not those that the manifest was made for: export again")
+    if manifest.digest(weights) != manifest.sha256:
+        raise ModelError("weights and manifest do not belong together: export the model again")
     network = restore(manifest.network, weights)
     if network.head.classes != len(manifest.classes):
         raise ModelError(f"{len(manifest.classes)} class names for {network.head.classes} classes")

@@ -55,6 +55,11 @@ def frobenius_upper(matrices: NDArray[Any]) -> Array:
     return bound
 
 
+def row_norms_upper(rows: NDArray[Any]) -> Array:
+    """Upper bound of the l2 norm of each row, shape (..., n) -> (...)."""
+    return frobenius_upper(rows[..., None, :])
+
+
 def largest_eigenvalue_upper(matrices: Array, matrix_error: Array) -> Array:
     """Upper bounds of the largest eigenvalues of symmetric matrices near the given ones.
 
@@ -120,7 +125,8 @@ def norms_upper(matrices: NDArray[Any]) -> Array:
     w = np.asarray(matrices, dtype=np.float64)
     if w.shape[-1] > w.shape[-2]:
         w = np.swapaxes(w, -1, -2)
-    # Scaling by a power of two is exact and keeps the squares in range.
+    # Scaling by a power of two keeps the squares in range. It is exact but for entries 2**-1022
+    # times smaller than the largest, whose loss `TINY` covers.
     largest = np.abs(w).max(initial=0.0)
     if not np.isfinite(largest):
         raise BoundError("a matrix with entries that are not finite has no norm bound")

@@ -14,7 +14,10 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.bounds import down, frobenius_upper
+from lipdeploy.artifact import Manifest
+from lipdeploy.bounds import down, row_norms_upper
+from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.heads import Labels
 from lipdeploy.rounding import round_down
 
 Array = NDArray[np.float64]
@@ -24,6 +27,7 @@ GUARANTEES = ("network",)
 
 ASSUMPTIONS = (
     "float64 arithmetic on the host follows the IEEE 754 standard model, in any order of sums",
+    "the bounds in the engine file are those that export proved",
 )
 MLP_ASSUMPTION = "softplus and its derivative are accurate to 8 ulp in float64 on the host"
 
@@ -43,17 +47,34 @@ def feature_errors_upper(engine: Array, reference: Array, reference_errors: Arra
         reference: features in float64, shape (batch, d).
         reference_errors: upper bounds of their own error, shape (batch,).
     """
-    distances = _row_norms_upper(engine - reference) * (1 + 2.0**-52)
+    distances = row_norms_upper(engine - reference) * (1 + 2.0**-52)
     return (distances + reference_errors) * (1 + 1e-14)
 
 
 def pixel_norms_upper(pixels: Array) -> Array:
     """Upper bounds of the l2 norms of images, shape (batch, 3, n, n) -> (batch,)."""
-    return _row_norms_upper(pixels.reshape(len(pixels), -1))
+    return row_norms_upper(pixels.reshape(len(pixels), -1))
 
 
-def _row_norms_upper(rows: Array) -> Array:
-    return frobenius_upper(rows[:, None, :])
+def certify(
+    network: FrozenNetwork,
+    bounds: Manifest,
+    pixels: Array,
+    features: Array,
+    labels: Labels,
+) -> Array:
+    """Certified radii, in the units of the pixels, for what an engine returned; shape (batch,).
+
+    Args:
+        network: the network that the engine runs.
+        bounds: the manifest with its proven bounds.
+        pixels: the engine's input, shape (batch, 3, n, n).
+        features: the engine's features, shape (batch, d).
+        labels: the classes that were picked, shape (batch,).
+    """
+    reference_errors = bounds.reference_error(pixel_norms_upper(pixels))
+    errors = feature_errors_upper(features, network.features(pixels), reference_errors)
+    return network_radii(network.head.radii_lower(features, labels), errors, bounds.lipschitz_upper)
 
 
 def scale_radius(radius: float, factor: float) -> float:

@@ -4,6 +4,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,7 +71,7 @@ def train(
     head: options.Head = "lln",
     padding: options.Padding = "circular",
     epochs: options.Epochs = 20,
-    batch: options.BatchSize = 256,
+    batch: options.BatchSize = None,
     lr: options.LearningRate = 0.2,
     u: options.Offset = 0.4,
     t: options.Temperature = 0.25,
@@ -108,19 +109,25 @@ def train(
         },
         command=shlex.join(["lipdeploy", *sys.argv[1:]]),
     )
+    again = shlex.join(["lipdeploy", "train", dataset, "--out", str(request.out), "--resume"])
     with TrainingProgress() as progress:
         trainer = prepare(request, resume=resume, progress=progress.decoded)
+        already_done = trainer.finished_epochs == trainer.options.epochs
         progress.start(trainer.options.epochs, trainer.steps, trainer.finished_epochs)
         try:
             trainer.run(progress)
         except KeyboardInterrupt:
             progress.stop()
-            print_line(
-                f"Stopped after epoch {trainer.finished_epochs}; {trainer.model_path} is usable. "
-                f"Go on with:\n  lipdeploy train {dataset} --out {trainer.folder} --resume"
-            )
+            done = trainer.finished_epochs
+            state = f"epoch {done}" if done else "0 epochs: it has learned nothing yet"
+            print_line(f"Stopped; {trainer.model_path} holds {state}. Go on with:\n  {again}")
             raise typer.Exit(INTERRUPTED) from None
-    print_line(f"Trained: {trainer.model_path}. Next:\n  lipdeploy export {trainer.model_path}")
+    if already_done:
+        print_line("Nothing was left to do: all epochs of that run were done.")
+    elif not trainer.has_learned:
+        print_note("The network hardly learned; try a smaller --batch or --lr, or more --epochs.")
+    export_command = shlex.join(["lipdeploy", "export", str(trainer.model_path)])
+    print_line(f"Trained: {trainer.model_path}. Next:\n  {export_command}")
 
 
 @app.command()
@@ -167,8 +174,7 @@ def predict(
     """
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; choose one")
-    if min_radius is not None and not certify:
-        raise UsageError("--min-radius needs --certify")
+    certify = certify or min_radius is not None
     limit = None if min_radius is None else parse_radius(min_radius)
     sources = find_images(images)
     path, reason = find_model(model)
@@ -196,12 +202,13 @@ def parse_radius(text: str) -> float:
     """A radius from "36/255" or "0.14", rounded up; raises UsageError for anything else."""
     try:
         value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
+        rounded = up(float(value)) if value else 0.0
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
         message = f"--min-radius {text}: expected a number or a fraction, as 36/255"
         raise UsageError(message) from error
     if value < 0:
         raise UsageError(f"--min-radius {text}: must not be negative")
-    return up(float(value)) if value else 0.0
+    return rounded
 
 
 def _check_resume(context: typer.Context, out: Path | None) -> None:
@@ -226,7 +233,10 @@ def main() -> None:
     try:
         app()
     except LipdeployError as error:
-        if "--debug" in sys.argv:
+        if "--debug" in takewhile(lambda argument: argument.startswith("-"), sys.argv[1:]):
             raise
         print_error(str(error))
         sys.exit(error.exit_status)
+    except OSError as error:
+        print_error(f"{error.filename or 'output'}: {error.strerror or error}")
+        sys.exit(1)

@@ -8,7 +8,7 @@ evaluates it in float64 and `FrozenNetwork.reference_error` bounds how far off t
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -34,6 +34,7 @@ class Linear:
         bias: shape (c_out,) or (n, n, c_out).
     """
 
+    kind: ClassVar[str] = "linear"
     operator: LinearOperator
     bias: Weights
 
@@ -68,6 +69,8 @@ class Linear:
 class MaxMin:
     """Maximum, then minimum, of channels i and i + c/2: an exact permutation of each pair."""
 
+    kind: ClassVar[str] = "maxmin"
+
     def shape_after(self, shape: Grid) -> Grid:
         """The same shape; raises ShapeError for an odd number of channels."""
         _check_even(shape)
@@ -82,6 +85,8 @@ class MaxMin:
 @dataclass(frozen=True)
 class ChannelMax:
     """Maximum of channels i and i + c/2: 1-Lipschitz and exact."""
+
+    kind: ClassVar[str] = "channel_max"
 
     def shape_after(self, shape: Grid) -> Grid:
         """Half the channels; raises ShapeError for an odd number."""
@@ -98,6 +103,8 @@ class ChannelMax:
 @dataclass(frozen=True)
 class SpaceToDepth:
     """Neighbourhoods of 2 x 2 become channels; an odd grid first gets a zero row and column."""
+
+    kind: ClassVar[str] = "space_to_depth"
 
     def shape_after(self, shape: Grid) -> Grid:
         """Half the grid, rounded up, and four times the channels."""
@@ -149,7 +156,9 @@ class FrozenNetwork:
             )
         for name, weights in self.weights().items():
             if not np.all(np.isfinite(weights)):
-                raise ModelError(f"{name}: some weights are NaN or infinite; train again")
+                raise ModelError(
+                    f"{name}: NaN or infinite weights; try --weights float32, or train again"
+                )
 
     def linear(self) -> Iterator[Linear]:
         """The linear layers, first to last."""

@@ -12,8 +12,16 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, frobenius_upper, gamma, norm_upper, up
-from lipdeploy.errors import ShapeError
+from lipdeploy.bounds import (
+    TINY,
+    UNIT_ROUNDOFF,
+    frobenius_upper,
+    gamma,
+    norm_upper,
+    row_norms_upper,
+    up,
+)
+from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.rounding import MARGIN, round_down
 
 Array = NDArray[np.float64]
@@ -61,10 +69,6 @@ def check_features(head: Head, features: Array) -> None:
         )
 
 
-def _row_norms_upper(matrix: Array) -> Array:
-    return frobenius_upper(matrix[..., None, :])
-
-
 @dataclass(frozen=True, eq=False)
 class LinearHead:
     """Logits W z + b.
@@ -109,7 +113,7 @@ class LinearHead:
     @cached_property
     def _distances_upper(self) -> Array:
         """||w_y - w_j|| for all pairs, from the differences; shape (classes, classes)."""
-        rows = [_row_norms_upper(self._weight - row) for row in self._weight]
+        rows = [row_norms_upper(self._weight - row) for row in self._weight]
         distances: Array = np.stack(rows) * (1 + 2 * UNIT_ROUNDOFF)
         return distances
 
@@ -117,7 +121,8 @@ class LinearHead:
         """The smallest (z_y - z_j) / ||w_y - w_j||_2 over all rivals j (Tsuzuku et al., 2018).
 
         A computed logit is within gamma(d + 1) (||w|| ||z|| + |b|) of the exact one, by
-        Cauchy-Schwarz; that is taken off both sides of each margin.
+        Cauchy-Schwarz; that is taken off both sides of each margin. Taking it off and subtracting
+        are three more roundings, of numbers of the size of the logits: gamma(d + 4).
 
         Args:
             features: shape (batch, d).
@@ -127,9 +132,9 @@ class LinearHead:
             Shape (batch,), rounded down; 0 where the label is not the strict argmax.
         """
         logits = self.logits(features)
-        norms = _row_norms_upper(features)
-        scale = norms[:, None] * _row_norms_upper(self._weight) + np.abs(self.bias)
-        slack = gamma(self.features + 1) * scale * MARGIN + TINY
+        norms = row_norms_upper(features)
+        scale = norms[:, None] * row_norms_upper(self._weight) + np.abs(self.bias)
+        slack = gamma(self.features + 4) * scale * MARGIN + TINY
         index = labels[:, None]
         own = np.take_along_axis(logits - slack, index, axis=1)
         margins = own - (logits + slack)
@@ -157,6 +162,10 @@ class MlpHead:
     weight: Weights
     bias: Weights
     curvature: Array
+
+    def __post_init__(self) -> None:
+        if not np.all(np.isfinite(self.curvature) & (self.curvature >= 0)):
+            raise BoundError("a curvature constant is negative or not finite")
 
     @property
     def features(self) -> int:
@@ -257,8 +266,8 @@ class _Hidden:
     def at(cls, features: Array, first: Array, bias: Array) -> "_Hidden":
         """Evaluate. Softplus is 1-Lipschitz, its derivative 1/4-Lipschitz."""
         before = features @ first.T + bias
-        norms = _row_norms_upper(features)[:, None]
-        scale = norms * _row_norms_upper(first) + np.abs(bias)
+        norms = row_norms_upper(features)[:, None]
+        scale = norms * row_norms_upper(first) + np.abs(bias)
         error = gamma(features.shape[1] + 1) * scale * MARGIN + TINY
         values = np.logaddexp(0.0, before)
         slopes = np.exp(before - values)
@@ -287,10 +296,10 @@ class _Hidden:
         gradient = inner @ self.first
         inner_error = np.abs(difference) * self.slopes_error + 4 * UNIT_ROUNDOFF * np.abs(inner)
         size = float(frobenius_upper(self.first))
-        error = _row_norms_upper(inner_error) + gamma(self.first.shape[0] + 1) * _row_norms_upper(
+        error = row_norms_upper(inner_error) + gamma(self.first.shape[0] + 1) * row_norms_upper(
             inner
         )
-        upper: Array = (_row_norms_upper(gradient) + size * error) * (1 + 1e-10) + TINY
+        upper: Array = (row_norms_upper(gradient) + size * error) * (1 + 1e-10) + TINY
         return upper
 
 

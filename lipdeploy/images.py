@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lipdeploy.bounds import frobenius_upper, gamma, norm_upper
+from lipdeploy.bounds import frobenius_upper, gamma, norm_upper, up
 from lipdeploy.errors import ImageError
 
 Array = NDArray[np.float64]
@@ -49,8 +49,10 @@ PREPROCESSING = {
 
 MAX_PIXELS = 50_000_000
 MAX_FILE_BYTES = 200 << 20
-LINEAR_MODES = frozenset({"1", "L", "P", "RGB"})
-OTHER_MODES = frozenset({"LA", "PA", "RGBA", "CMYK", "YCbCr"})
+MODES = frozenset({"1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr"})
+FILE_NORMS = {"RGB": 1.0, "L": up(3**0.5)}
+"""Norm of the map from a file's pixels to RGB, for the modes where it is linear: a grey level moves
+three values."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ class DecodedImage:
 
     Attributes:
         pixels: shape (height, width, 3), uint8, EXIF orientation applied.
-        is_linear: whether the pixels are those of the file, rather than made from them by a colour
-            conversion or by blending alpha; only then is there a radius in the file's pixels.
+        file_norm: norm of the linear map from the file's 8-bit pixels to these; None where they
+            are not linear in the file's (palette, CMYK, alpha, more than 8 bits), and there is no
+            radius in the file's pixels.
     """
 
     pixels: Pixels
-    is_linear: bool
+    file_norm: float | None
 
 
 def decode(source: ImageSource) -> DecodedImage:
@@ -74,17 +77,20 @@ def decode(source: ImageSource) -> DecodedImage:
         ImageError: if it cannot be decoded, is too large, or is of an unsupported kind.
     """
     if isinstance(source, np.ndarray):
-        return DecodedImage(_checked_array(source), is_linear=True)
-    if isinstance(source, Image.Image):
-        return _to_rgb(source)
-    data = source if isinstance(source, bytes) else _read(Path(source))
+        return DecodedImage(_checked_array(source), file_norm=1.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
+            if isinstance(source, Image.Image):
+                return _to_rgb(source)
+            data = source if isinstance(source, bytes) else _read(Path(source))
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _to_rgb(image)
         except ImageError:
             raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"not a readable image (none of {', '.join(FORMATS)})") from error
         # Pillow's plugins raise many kinds of errors on hostile bytes; all mean the same here.
         except Exception as error:
             raise ImageError(f"not a readable image ({_one_line(error)})") from error
@@ -97,8 +103,8 @@ def _one_line(error: Exception) -> str:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            kind = "is a directory" if path.is_dir() else "no such file"
-            raise ImageError(f"{kind}: give the path of an image")
+            kind = "a directory without images" if path.is_dir() else "no such file"
+            raise ImageError(f"{kind}; expected one of {' '.join(sorted(SUFFIXES))}")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageError(f"file is larger than {MAX_FILE_BYTES >> 20} MiB")
         return path.read_bytes()
@@ -120,15 +126,22 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
         raise ImageError(
             f"{width} x {height} pixels, limit {MAX_PIXELS / 1e6:.0f} million: make it smaller"
         )
-    if image.mode not in LINEAR_MODES | OTHER_MODES:
+    if image.mode not in MODES:
         raise ImageError(f"pixel mode {image.mode!r} is not supported: save it as 8-bit RGB")
     has_alpha = image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info
-    is_linear = image.mode in LINEAR_MODES and not has_alpha
+    is_plain = not has_alpha and _has_8_bits(image)
+    file_norm = FILE_NORMS.get(image.mode) if is_plain else None
     image = ImageOps.exif_transpose(image)
     if has_alpha:
         colours = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours)
-    return DecodedImage(np.array(image.convert("RGB"), dtype=np.uint8), is_linear)
+    return DecodedImage(np.array(image.convert("RGB"), dtype=np.uint8), file_norm)
+
+
+def _has_8_bits(image: Image.Image) -> bool:
+    """Whether the decoder takes the file's values as they are; others it would scale or cut."""
+    tiles = getattr(image, "tile", [])
+    return not any("16" in str(tile[3]) or tile[0].startswith("ppm") for tile in tiles)
 
 
 def resize_matrix(source: int, target: int) -> Array:
@@ -197,8 +210,8 @@ class NetworkInput:
         pixels: shape (3, size, size), float32, 0 ... 255.
         error_upper: bound of the l2 distance, in the same units, between `pixels` and the exact
             linear image of the decoded pixels; 0 where the size was right.
-        resize_norm_upper: norm of that linear map; None where the decoded pixels are not those of
-            the file.
+        resize_norm_upper: norm of the linear map from the file's pixels to `pixels`; None where
+            there is none.
     """
 
     pixels: NDArray[np.float32]
@@ -219,7 +232,7 @@ def network_input(source: ImageSource, size: int) -> NetworkInput:
     height, width = image.pixels.shape[:2]
     resize = linear_resize(height, width, size)
     exact = resize(image.pixels)
-    norm = resize.norm_upper if image.is_linear else None
+    norm = None if image.file_norm is None else up(resize.norm_upper * image.file_norm)
     pixels = exact.astype(np.float32)
     if resize.is_identity:
         return NetworkInput(pixels, 0.0, norm)

@@ -6,7 +6,7 @@ from glob import has_magic, iglob
 from importlib.resources import files
 from pathlib import Path
 
-from lipdeploy.errors import ImageError, ModelError
+from lipdeploy.errors import ModelError
 from lipdeploy.images import SUFFIXES
 
 MODEL_VARIABLE = "LIPDEPLOY_MODEL"
@@ -45,11 +45,8 @@ def find_model(
 def find_images(arguments: Iterable[str]) -> list[Path]:
     """The files that paths, directories (searched in depth) and glob patterns mean, in order.
 
-    Of a directory or a pattern only pictures count, by suffix; a path given as such is kept, even
-    if it does not exist, so that its own error can be told.
-
-    Raises:
-        ImageError: if a directory or a pattern holds no picture.
+    Of a directory or a pattern only pictures count, by suffix. What has none, or does not exist, is
+    kept as it is, so that its own error can be told and the others still run.
     """
     found: list[Path] = []
     for argument in arguments:
@@ -62,8 +59,5 @@ def find_images(arguments: Iterable[str]) -> list[Path]:
             found.append(path)
             continue
         pictures = [p for p in matches if p.suffix.lower() in SUFFIXES and p.is_file()]
-        if not pictures:
-            known = " ".join(sorted(SUFFIXES))
-            raise ImageError(f"{argument}: no images there; looked for {known}")
-        found += pictures
+        found += pictures or [path]
     return found

@@ -39,6 +39,9 @@ class LinearOperator(Protocol):
     def out_channels(self) -> int:
         """Channels of the output."""
 
+    def parameters(self) -> dict[str, Any]:
+        """The plain values that, with the weights, make the operator."""
+
     def weights(self) -> dict[str, Weights]:
         """The stored arrays by name."""
 
@@ -100,6 +103,10 @@ class PointwiseMatrix:
         """Channels of the output."""
         return int(self.matrix.shape[1])
 
+    def parameters(self) -> dict[str, Any]:
+        """The side of the grid."""
+        return {"grid": self.grid}
+
     def weights(self) -> dict[str, Weights]:
         """The matrix."""
         return {"matrix": self.matrix}
@@ -151,6 +158,10 @@ class DenseMatrix:
     def out_channels(self) -> int:
         """Channels of the output."""
         return int(self.matrix.shape[1]) // self.grid**2
+
+    def parameters(self) -> dict[str, Any]:
+        """The side of the grid."""
+        return {"grid": self.grid}
 
     def weights(self) -> dict[str, Weights]:
         """The matrix."""

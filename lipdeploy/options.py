@@ -25,7 +25,7 @@ Workers = Annotated[int, typer.Option(help="Decoding processes; 0 for one a core
 ImageSize = Annotated[
     int | None,
     typer.Option(
-        help="Side of the network's input; by default the first image's shorter side.",
+        help="Side of the network's input; by default the first image's shorter side, at most 64.",
         rich_help_panel=NETWORK,
     ),
 ]
@@ -44,7 +44,12 @@ Padding = Annotated[
     str, typer.Option(help="circular (cheap to freeze) or zero.", rich_help_panel=NETWORK)
 ]
 Epochs = Annotated[int, typer.Option(help="Passes over the images.", rich_help_panel=TRAINING)]
-BatchSize = Annotated[int, typer.Option(help="Images a step.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Images a step; by default 256, fewer for small sets.", rich_help_panel=TRAINING
+    ),
+]
 LearningRate = Annotated[
     float, typer.Option(help="Peak learning rate (one cycle).", rich_help_panel=TRAINING)
 ]
@@ -104,10 +109,13 @@ EngineFile = Annotated[
         "the bundled one.",
     ),
 ]
-Guarantee = Annotated[str, typer.Option(help="Statement to certify: network.")]
+Guarantee = Annotated[str, typer.Option(help="Statement to certify: network (see README).")]
 MinRadius = Annotated[
     str | None,
-    typer.Option(help="Abstain below this radius, such as 36/255 (l2 in [0, 1] pixels)."),
+    typer.Option(
+        help="Abstain where the radius at the network's input is below this, such as 36/255; "
+        "implies --certify."
+    ),
 ]
 Runtime = Annotated[str, typer.Option(help="onnxruntime, or numpy for the float64 reference.")]
 ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]

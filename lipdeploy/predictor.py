@@ -14,22 +14,21 @@ from lipdeploy.certificate import (
     ASSUMPTIONS,
     GUARANTEES,
     MLP_ASSUMPTION,
-    feature_errors_upper,
+    certify,
     file_radius,
     integer_budget,
-    network_radii,
-    pixel_norms_upper,
     scale_radius,
 )
 from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.heads import Labels, MlpHead
+from lipdeploy.heads import MlpHead
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
-from lipdeploy.runtimes import Array, Runtime
+from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import Device, OnnxRuntime, read_onnx
 
 RuntimeChoice = Literal["onnxruntime", "numpy"]
+NOT_CERTIFIED = "the class does not lead all others by more than the numerical error"
 RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
 
 
@@ -144,7 +143,7 @@ class Predictor:
 
     def close(self) -> None:
         """Let go of the engine."""
-        del self.runtime
+        self.__dict__.pop("runtime", None)
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -177,12 +176,15 @@ class Predictor:
         inputs = [item for _, item in loaded if isinstance(item, NetworkInput)]
         answers = self._infer(inputs) if inputs else iter(())
         for name, item in loaded:
-            if isinstance(item, NetworkInput):
-                class_index, logits, certificate = next(answers)
-                label = self.manifest.classes[class_index]
-                yield Prediction(name, label, class_index, logits, certificate)
-            else:
+            if isinstance(item, str):
                 yield Failure(name, item)
+                continue
+            class_index, logits, certificate = next(answers)
+            if not np.all(np.isfinite(logits)):
+                yield Failure(name, "the engine returned logits that are not finite")
+                continue
+            label = self.manifest.classes[class_index]
+            yield Prediction(name, label, class_index, logits, certificate)
 
     def _load(self, index: int, source: ImageSource) -> tuple[str, NetworkInput | str]:
         name = str(source) if isinstance(source, str | Path) else f"#{index}"
@@ -199,17 +201,11 @@ class Predictor:
         labels = np.argmax(logits, axis=1)
         radii: list[float] | list[None] = [None] * len(inputs)
         if self.certify:
-            radii = self._radii(pixels.astype(np.float64), features, labels).tolist()
+            exact = pixels.astype(np.float64)
+            radii = certify(self.network, self.manifest, exact, features, labels).tolist()
         for item, row, label, radius in zip(inputs, logits, labels, radii, strict=True):
             certificate = None if radius is None else self._certificate(radius, item)
             yield int(label), tuple(row.tolist()), certificate
-
-    def _radii(self, pixels: Array, features: Array, labels: Labels) -> Array:
-        """Radii in units of 1/255 around `pixels`, for the labels that the engine picked."""
-        reference_errors = self.manifest.reference_error(pixel_norms_upper(pixels))
-        errors = feature_errors_upper(features, self.network.features(pixels), reference_errors)
-        feature_radii = self.network.head.radii_lower(features, labels)
-        return network_radii(feature_radii, errors, self.manifest.lipschitz_upper)
 
     def _certificate(self, radius_255: float, item: NetworkInput) -> Certificate:
         on_file = None
@@ -222,7 +218,7 @@ class Predictor:
             integer_budget=None if on_file is None else integer_budget(on_file),
             guarantee=self.guarantee,
             assumptions=self.assumptions,
-            reason=None if radius_255 > 0 else "the margin does not exceed the rounding error",
+            reason=None if radius_255 > 0 else NOT_CERTIFIED,
         )
 
 

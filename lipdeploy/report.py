@@ -2,9 +2,11 @@
 
 import csv
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,7 +63,6 @@ class TrainingProgress:
         self._epochs = self._steps = 0
 
     def __enter__(self) -> Self:
-        self._bars.start()
         return self
 
     def __exit__(
@@ -79,11 +80,13 @@ class TrainingProgress:
     def decoded(self, done: int, total: int) -> None:
         """Show how many images are decoded."""
         if self._decoding is None:
+            self._bars.start()
             self._decoding = self._bars.add_task("decoding", total=total, note="")
         self._bars.update(self._decoding, completed=done, visible=done < total)
 
     def start(self, epochs: int, steps: int, finished_epochs: int) -> None:
         """Begin the bar of the whole run."""
+        self._bars.start()
         self._epochs, self._steps = epochs, steps
         self._training = self._bars.add_task(
             "training", total=epochs * steps, completed=finished_epochs * steps, note=""
@@ -108,6 +111,8 @@ class TrainingProgress:
             highlight=False,
         )
 
+
+UNLIMITED = 10_000
 
 CERTIFICATE_KEYS = (
     "radius",
@@ -139,11 +144,12 @@ class PredictionRows:
     def row(self, result: "Prediction | Failure") -> dict[str, Any]:
         """One image; {"path", "error"} where it could not be read."""
         self.total += 1
-        error = getattr(result, "error", None)
-        if error is not None:
+        from lipdeploy.predictor import Failure
+
+        if isinstance(result, Failure):
             self.failures += 1
-            return {"path": result.path, "error": error}
-        return self._prediction(result)  # type: ignore[arg-type]
+            return {"path": result.path, "error": result.error}
+        return self._prediction(result)
 
     def _prediction(self, prediction: "Prediction") -> dict[str, Any]:
         certificate = prediction.certificate
@@ -188,7 +194,7 @@ def write_csv(rows: Iterable[dict[str, Any]]) -> None:
 def write_table(rows: Iterable[dict[str, Any]], *, certify: bool) -> None:
     """A table for people, radii in units of 1/255."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("image", overflow="fold")
+    table.add_column("image", overflow="fold", no_wrap=not out.is_terminal)
     table.add_column("class")
     if certify:
         table.add_column("certified radius", justify="right")
@@ -196,7 +202,9 @@ def write_table(rows: Iterable[dict[str, Any]], *, certify: bool) -> None:
         table.add_column("budget", justify="right")
     for row in rows:
         table.add_row(*_cells(row, certify=certify))
-    out.print(table)
+    # Where nobody looks at a screen, lines are as long as they must be.
+    screen = out if out.is_terminal else Console(width=UNLIMITED, highlight=False)
+    screen.print(table)
 
 
 def _cells(row: dict[str, Any], *, certify: bool) -> list[str | Text]:
@@ -209,26 +217,24 @@ def _cells(row: dict[str, Any], *, certify: bool) -> list[str | Text]:
     return [
         row["path"],
         label,
-        _radius(row["radius_255"]),
-        Text("-") if on_file is None else _radius(on_file * 255),
+        _radius(Fraction(row["radius_255"])),
+        Text("-") if on_file is None else _radius(Fraction(on_file) * 255),
         Text("-" if budget is None or budget < 0 else str(budget)),
     ]
 
 
-def _radius(radius_255: float) -> Text:
+def _radius(radius_255: Fraction) -> Text:
     """Rounded down to two decimals, so that what is shown is still guaranteed."""
     if radius_255 <= 0:
         return Text("not certified", style="yellow")
-    return Text(f"{int(radius_255 * 100) / 100:.2f}/255", style="green")
+    return Text(f"{math.floor(radius_255 * 100) / 100:.2f}/255", style="green")
 
 
 def prediction_note(predictor: "Predictor", rows: PredictionRows) -> str:
     """The line under the table: what ran, and what a radius means."""
-    counts = (
-        f"{rows.total} images, {rows.failures} unreadable"
-        if rows.failures
-        else (f"{rows.total} images")
-    )
+    counts = "1 image" if rows.total == 1 else f"{rows.total} images"
+    if rows.failures:
+        counts += f", {rows.failures} unreadable"
     engine = f"{counts}; engine {predictor.runtime.description}"
     if not predictor.certify:
         return engine
@@ -250,14 +256,16 @@ def export_summary(exported: "Exported") -> None:
     manifest, parity = exported.manifest, exported.parity
     forms = [layer.form for layer in manifest.layers]
     counts = ", ".join(f"{forms.count(form)} {form}" for form in dict.fromkeys(forms))
+    shown_bound = math.ceil(Fraction(manifest.lipschitz_upper) * 255 * 10**6) / 10**6
     total = sum(exported.seconds.values())
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in exported.seconds.items())
     size = exported.path.stat().st_size / 1e6
     print_line(f"Exported {exported.path} ({size:.1f} MB) in {total:.1f} s ({times})")
     print_line(f"  layers     {len(forms)}: {counts}")
     print_line(
-        f"  bound      features move at most {manifest.lipschitz_upper * 255:.6f} for a pixel "
-        f"change of l2 norm 1 in [0, 1] ({manifest.proof})"
+        f"  bound      a pixel change of l2 norm 1 in [0, 1] moves the features by at most "
+        f"{shown_bound:.6f} (pixels are scaled by {manifest.source['input_gain']:g} on the way "
+        f"in); proof: {manifest.proof}"
     )
     print_line(
         f"  check      {parity.inputs} inputs against float64: largest logit difference "

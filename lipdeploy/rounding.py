@@ -38,7 +38,8 @@ def compose(steps: Iterable[Step]) -> Step:
 
     By induction: if ||x_i|| grows by at most L_i and the computed x_i differs by d_i, then
     d_(i+1) <= L d_i + a (||x_i|| + d_i), so ||x_i|| + d_i grows by at most L + a, and the total
-    error is at most prod(L_i + a_i) - prod(L_i).
+    error is at most prod(L_i + a_i) - prod(L_i). The TINY of each step is far below that of the
+    whole, which its user adds.
     """
     norm, inflated = 1.0, 1.0
     for step in steps:
@@ -64,16 +65,18 @@ class AffineBound:
         """The bound for inputs of these norms, shape (batch,), rounded up."""
         return (self.constant + self.slope * norms) * MARGIN
 
-    def plus(self, constant: float) -> "AffineBound":
-        """With a number added, rounded up."""
-        return AffineBound((self.constant + constant) * MARGIN, self.slope)
+    def plus(self, other: "AffineBound") -> "AffineBound":
+        """The sum, rounded up."""
+        constant, slope = self.constant + other.constant, self.slope + other.slope
+        return AffineBound(constant * MARGIN, slope * MARGIN)
 
-    def grown(self, factor: float, other: "AffineBound", other_factor: float) -> "AffineBound":
-        """This times `factor` plus another times `other_factor`, rounded up."""
-        return AffineBound(
-            (factor * self.constant + other_factor * other.constant) * MARGIN,
-            (factor * self.slope + other_factor * other.slope) * MARGIN,
-        )
+    def times(self, factor: float) -> "AffineBound":
+        """A multiple, rounded up."""
+        return AffineBound(self.constant * factor * MARGIN, self.slope * factor * MARGIN)
+
+
+NOTHING = AffineBound(TINY, 0.0)
+"""What underflow can add to a step."""
 
 
 @dataclass(frozen=True)
@@ -94,17 +97,15 @@ class Enclosure:
         The step is computed at the computed vector: its own rounding is at most a times the norm
         of that, and the error that came in grows by at most L.
         """
-        norm = self.norm.grown(step.norm_upper, self.norm, 0.0)
-        grown = self.error.grown(
-            step.norm_upper + step.rounding_upper, self.norm, step.rounding_upper
-        )
-        return Enclosure(norm.plus(TINY), grown.plus(TINY))
+        error = self.error.times(step.norm_upper + step.rounding_upper)
+        error = error.plus(self.norm.times(step.rounding_upper))
+        return Enclosure(self.norm.times(step.norm_upper).plus(NOTHING), error.plus(NOTHING))
 
     def after_bias(self, bias_norm_upper: float) -> "Enclosure":
         """After adding a bias: one rounding of each entry of the sum."""
-        norm = self.norm.plus(bias_norm_upper)
-        error = self.error.grown(1 + UNIT_ROUNDOFF, norm, UNIT_ROUNDOFF)
-        return Enclosure(norm, error.plus(TINY))
+        norm = self.norm.plus(AffineBound(bias_norm_upper, 0.0))
+        error = self.error.times(1 + UNIT_ROUNDOFF).plus(norm.times(UNIT_ROUNDOFF))
+        return Enclosure(norm, error.plus(NOTHING))
 
 
 EXACT_INPUT = Enclosure(AffineBound(0.0, 1.0), AffineBound(0.0, 0.0))
@@ -117,7 +118,7 @@ def round_down(values: Array, relative: float = 1e-14) -> Array:
     What is not finite becomes 0 too: a bound that could not be computed certifies nothing.
     """
     lowered = np.where(np.isfinite(values), values, 0.0) * (1 - relative)
-    result: Array = np.maximum(lowered, 0.0)
+    result: Array = np.maximum(np.nextafter(lowered, -np.inf), 0.0)
     return result
 
 
@@ -128,4 +129,4 @@ def exponential_remainder_upper(norm_upper: float, degree: int) -> float:
     the integral remainder, |exp(i s)| = 1).
     """
     logarithm = (degree + 1) * math.log(norm_upper + 1e-300) - math.lgamma(degree + 2)
-    return math.exp(min(logarithm, 700.0)) * (1 + 1e-10)
+    return math.exp(logarithm) * (1 + 1e-10) if logarithm < 700 else math.inf

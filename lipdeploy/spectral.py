@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from lipdeploy.bounds import UNIT_ROUNDOFF, gamma, norm_upper, norms_upper, up
+from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import RealFourier
 from lipdeploy.operators import Array, Weights, absolute_norm_upper, check_shape, exact
 from lipdeploy.rounding import Step, compose
@@ -31,6 +32,17 @@ class SpectralConv:
     real_blocks: Weights
     complex_blocks: Weights = field(default_factory=lambda: np.zeros((0, 0, 0)))
 
+    def __post_init__(self) -> None:
+        n, fourier = len(self.basis), self.fourier
+        real, count = self.real_blocks.shape, len(fourier.complex_frequencies())
+        complex_shape = (count, real[1], 2 * real[2]) if count else self.complex_blocks.shape
+        if self.basis.shape != (n, n) or real[0] != fourier.edge**2:
+            raise ShapeError(f"spectral: basis {self.basis.shape} and real blocks {real}")
+        if len(self.complex_blocks) != count or self.complex_blocks.shape != complex_shape:
+            raise ShapeError(
+                f"spectral: complex blocks {self.complex_blocks.shape}, expected {complex_shape}"
+            )
+
     @property
     def grid(self) -> int:
         """Side of the grid."""
@@ -50,6 +62,10 @@ class SpectralConv:
     def fourier(self) -> RealFourier:
         """The frequencies of the grid."""
         return RealFourier(self.grid)
+
+    def parameters(self) -> dict[str, Any]:
+        """None: the weights say everything."""
+        return {}
 
     def weights(self) -> dict[str, Weights]:
         """Basis and blocks."""

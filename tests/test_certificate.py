@@ -26,7 +26,13 @@ def test_radii_are_rounded_down(rho: float, error: float, lipschitz: float) -> N
     radius = float(network_radii(np.array([rho]), np.array([error]), lipschitz)[0])
     exact = (Fraction(rho) - Fraction(error)) / Fraction(lipschitz)
     assert 0 <= radius <= max(exact, 0)
-    assert radius >= exact * (1 - Fraction(1, 10**13)) - Fraction(rho) / Fraction(10**15)
+    assert radius + 1e-320 >= exact * (1 - Fraction(1, 10**13)) - Fraction(rho) / Fraction(10**15)
+
+
+def test_denormal_radii_are_rounded_down() -> None:
+    for smallest in (5e-324, 1e-323, 1.5e-323):
+        radius = network_radii(np.array([smallest]), np.array([0.0]), 1.5)[0]
+        assert Fraction(float(radius)) <= Fraction(smallest) / Fraction(1.5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

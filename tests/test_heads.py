@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
+from lipdeploy.errors import BoundError
 from lipdeploy.heads import LinearHead, MlpHead, curvature_upper
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -63,6 +64,35 @@ def test_a_label_that_does_not_win_has_radius_zero(make: object) -> None:
 def test_ties_have_radius_zero() -> None:
     head = LinearHead(np.eye(3, dtype=np.float32), np.zeros(3, dtype=np.float32))
     assert head.radii_lower(np.array([[1.0, 1.0, 0.0]]), np.array([0]))[0] == 0
+
+
+@pytest.mark.parametrize("make", [LinearHead, None], ids=["linear", "mlp"])
+def test_ties_that_rounding_breaks_have_radius_zero(make: type[LinearHead] | None) -> None:
+    """Rows with the same entries in another order tie exactly at a constant vector.
+
+    Their computed logits differ by rounding in most cases, so a head that does not count its own
+    rounding would certify one of them.
+    """
+    generator, broken = np.random.default_rng(0), 0
+    for _ in range(50):
+        row = generator.normal(size=40)
+        weight = np.stack([row, generator.permutation(row)])
+        zeros = np.zeros(2)
+        if make is None:
+            flat, ones = np.zeros((40, 3)), np.ones(40)
+            head = MlpHead(flat, ones, weight, zeros, np.zeros((2, 2)))
+        else:
+            head = LinearHead(weight, zeros)
+        features = np.ones((1, head.features))
+        label = int(head.logits(features).argmax())
+        broken += head.logits(features)[0, label] != head.logits(features)[0, 1 - label]
+        assert head.radii_lower(features, np.array([label]))[0] == 0
+    assert broken >= 10
+
+
+def test_a_negative_curvature_is_refused() -> None:
+    with pytest.raises(BoundError, match="negative"):
+        MlpHead(np.eye(2), np.ones(2), np.eye(2), np.ones(2), -np.ones((2, 2)))
 
 
 def test_identical_rows_have_radius_zero() -> None:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lipdeploy import images
+from lipdeploy.bounds import up
 from lipdeploy.errors import ImageError
 from lipdeploy.images import decode, linear_resize, network_input, resize_matrix
 
@@ -30,18 +31,56 @@ def test_paths_bytes_pil_images_and_arrays_give_the_same_pixels(tmp_path: Path) 
     for source in (data, path, str(path), image, array):
         decoded = decode(source)
         assert np.array_equal(decoded.pixels, array)
-        assert decoded.is_linear
+        assert decoded.file_norm == 1
 
 
-@pytest.mark.parametrize(
-    ("mode", "is_linear"),
-    [("L", True), ("P", True), ("1", True), ("RGBA", False), ("LA", False), ("CMYK", False)],
-)
-def test_modes_become_rgb_and_tell_whether_they_are_linear(mode: str, is_linear: bool) -> None:
+@pytest.mark.parametrize("mode", ["L", "P", "1", "RGBA", "LA", "CMYK"])
+def test_modes_become_rgb_and_only_grey_is_linear(mode: str) -> None:
     kind = "TIFF" if mode == "CMYK" else "PNG"
     decoded = decode(encoded(picture(mode=mode), kind))
     assert decoded.pixels.shape == (4, 6, 3)
-    assert decoded.is_linear == is_linear
+    assert decoded.file_norm == (up(3**0.5) if mode == "L" else None)
+
+
+def test_a_grey_level_moves_three_values() -> None:
+    """Else the integer budget of a grey file would be three times too large."""
+    grey = np.array(picture(8, 8, "L"))
+    moved = grey.copy()
+    moved[0, 0] ^= 1
+    before, after = (network_input(encoded(Image.fromarray(g)), 8) for g in (grey, moved))
+    assert before.resize_norm_upper is not None
+    assert np.linalg.norm(before.pixels - after.pixels) <= before.resize_norm_upper
+    assert np.linalg.norm(before.pixels - after.pixels) > 1.7
+
+
+def sixteen_bit_rgb_png() -> bytes:
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" + bytes(range(12)))
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+@pytest.mark.parametrize("data", [sixteen_bit_rgb_png(), b"P6 2 1 15\n" + bytes(range(6))])
+def test_files_of_other_depths_have_no_radius_of_their_own(data: bytes) -> None:
+    assert decode(data).file_norm is None
+
+
+def test_a_damaged_exif_block_does_not_make_a_good_picture_bad() -> None:
+    data = encoded(picture(16, 16), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x00broken")
+    assert decode(data).pixels.shape == (16, 16, 3)
+
+
+def test_a_truncated_pil_image_is_refused_like_its_bytes() -> None:
+    image = Image.open(io.BytesIO(encoded(picture(64, 64), "JPEG")[:-300]))
+    with pytest.raises(ImageError, match="not a readable image"):
+        decode(image)
 
 
 def test_orientation_is_applied() -> None:
@@ -76,7 +115,7 @@ def test_large_images_are_refused_before_they_are_decoded(monkeypatch: pytest.Mo
 def test_missing_files_and_directories_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         decode(tmp_path / "none.png")
-    with pytest.raises(ImageError, match="is a directory"):
+    with pytest.raises(ImageError, match="a directory without images"):
         decode(tmp_path)
 
 

@@ -138,12 +138,14 @@ def changed_manifest(path: Path, **changes: object) -> None:
     ("changes", "message"),
     [
         ({"format_version": 99}, "export the model again"),
-        ({"classes": ["a", "b"]}, "2 class names for 3 classes"),
+        ({"classes": ["a", "b"]}, "do not belong together"),
         ({"lipschitz_upper": float("nan")}, "damaged"),
         ({"lipschitz_upper": -1.0}, "damaged"),
         ({"reference_error": {"constant": 0, "slope": 0}}, "damaged"),
-        ({"network": {"image_size": 8}}, "not those that the manifest"),
-        ({"sha256": "0"}, "not those that the manifest"),
+        ({"network": {"image_size": 8}}, "do not belong together"),
+        ({"sha256": "0"}, "do not belong together"),
+        ({"lipschitz_upper": 1e-6}, "do not belong together"),
+        ({"classes": ["bee", "ant", "cow"]}, "do not belong together"),
         ({"extra": 1}, "damaged"),
     ],
     ids=str,
@@ -163,7 +165,7 @@ def test_a_changed_weight_is_refused(engine: Path) -> None:
     values[0, 0] = np.nextafter(values[0, 0], np.float32(9))
     tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, engine)
-    with pytest.raises(ModelError, match="not those that the manifest"):
+    with pytest.raises(ModelError, match="do not belong together"):
         read_onnx(engine)
 
 

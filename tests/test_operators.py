@@ -1,17 +1,19 @@
 """Laws of every form, by a list of factories."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 
-from lipdeploy.errors import ShapeError
+from lipdeploy.errors import FreezeError, ShapeError
 from lipdeploy.exporters import freeze
 from lipdeploy.exporters.plan import LayerShape
-from lipdeploy.operators import LinearOperator, PointwiseMatrix
+from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import exponential_remainder_upper
+from lipdeploy.spectral import SpectralConv
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.training.skew import skew_taps
 
@@ -75,7 +77,7 @@ def test_rotations_of_all_channels_are_orthogonal(factory: Factory) -> None:
 @every_operator
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_rounding_bound_contains_the_error(factory: Factory, dtype: str) -> None:
-    """Against the same weights in exact rational arithmetic on the matrix, on hard inputs."""
+    """Against the same code on 64-bit mantissas, on inputs of mixed magnitude."""
     operator = factory().stored_as(dtype)
     n, c = operator.grid, operator.in_channels
     generator = np.random.default_rng(1)
@@ -157,12 +159,61 @@ def test_the_padded_grid_bounds_a_zero_padded_convolution(grid: int) -> None:
     assert operator.skew_norm_upper <= 1.6 * np.linalg.norm(matrix, 2)
 
 
-@pytest.mark.parametrize(("norm", "degree"), [(0.0, 4), (1.0, 5), (3.3, 16), (8.0, 40)])
+@pytest.mark.parametrize(("norm", "degree"), [(0.0, 4), (1.0, 5), (3.3, 16), (8.0, 40), (1e10, 50)])
 def test_the_series_remainder_is_above_the_truth(norm: float, degree: int) -> None:
     exact = Fraction(norm) ** (degree + 1)
     for k in range(1, degree + 2):
         exact /= k
-    assert Fraction(exponential_remainder_upper(norm, degree)) >= exact
+    bound = exponential_remainder_upper(norm, degree)
+    assert bound == float("inf") or Fraction(bound) >= exact
+
+
+def test_rounding_bounds_cover_the_worst_order_of_sums() -> None:
+    """1 + u + u + ... rounds to 1 at every step when the large term comes first."""
+    for length in (4, 16, 64):
+        matrix = np.full((length, 1), 2.0**-53)
+        matrix[0] = 1.0
+        exact = sum(Fraction(float(v)) for v in matrix[:, 0])
+        computed = 0.0
+        for value in matrix[:, 0].tolist():
+            computed += value
+        error = abs(Fraction(computed) - exact)
+        assert error > (length - 2) * Fraction(2.0**-53)
+        for operator in (PointwiseMatrix(1, matrix), DenseMatrix(1, matrix)):
+            allowed = Fraction(operator.step.rounding_upper) * Fraction(length**0.5)
+            assert error <= allowed <= 3 * Fraction(length**0.5) * error
+
+
+def test_a_grid_without_room_for_the_kernel_would_miss_the_norm() -> None:
+    """On a circle of 2 points the taps at -1 and 1 cancel; with zero padding they do not."""
+    kernel = np.zeros((9, 1, 1))
+    kernel[3], kernel[5] = -1.0, 1.0
+    operator = TaylorConv(2, 1, 1, kernel, degree=8)
+    matrix = freeze.dense_skew(kernel, LayerShape(2, 1, 1, 3, "zero"))
+    assert np.linalg.norm(matrix, 2) == pytest.approx(1)
+    assert operator.skew_norm_upper >= 1
+
+
+@pytest.mark.parametrize("degree", [1, 2, 5])
+def test_a_short_series_is_no_rotation_and_its_bound_says_so(degree: int) -> None:
+    operator = TaylorConv(3, 4, 4, taps(4), degree)
+    truth = np.linalg.norm(as_matrix(operator), 2)
+    assert 1.001 < truth <= operator.norm_upper
+
+
+def test_blocks_that_do_not_fit_the_grid_are_refused() -> None:
+    spectral = make(freeze.spectral_conv, 4, 4, 4)
+    assert isinstance(spectral, SpectralConv)
+    with pytest.raises(ShapeError, match="complex blocks"):
+        replace(spectral, complex_blocks=spectral.complex_blocks[:-1])
+    with pytest.raises(ShapeError, match="real blocks"):
+        replace(spectral, real_blocks=spectral.real_blocks[:-1])
+
+
+def test_a_series_that_would_never_end_is_refused() -> None:
+    kernel = taps(4, scale=50.0)
+    with pytest.raises(FreezeError, match="more than 64"):
+        freeze.taylor_conv(kernel, LayerShape(3, 4, 4, 3, "zero"))
 
 
 def test_pointwise_is_the_same_matrix_everywhere() -> None:

@@ -5,8 +5,8 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 
+from lipdeploy import certificate
 from lipdeploy.artifact import make_manifest
-from lipdeploy.certificate import feature_errors_upper, network_radii, pixel_norms_upper
 from lipdeploy.exporters import freeze as freezing
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import build_model
@@ -25,12 +25,7 @@ def certify(network: FrozenNetwork, pixels: np.ndarray) -> tuple[np.ndarray, np.
     runtime = OnnxRuntime(build_model(network, manifest).SerializeToString(), "cpu")
     features, logits = runtime.run(pixels.astype(np.float32))
     labels = logits.argmax(axis=1)
-    reference_error = network.reference_error(pixel_norms_upper(pixels))
-    errors = feature_errors_upper(features, network.features(pixels), reference_error)
-    radii = network_radii(
-        network.head.radii_lower(features, labels), errors, network.lipschitz_upper
-    )
-    return labels, radii
+    return labels, certificate.certify(network, manifest, pixels, features, labels)
 
 
 def attack(
@@ -119,13 +114,10 @@ def test_an_engine_that_computes_something_else_loses_its_radius() -> None:
     pixels = random_pixels(4, 8)
     features = network.features(pixels)
     labels = network.head.logits(features).argmax(axis=1)
-    reference_error = network.reference_error(pixel_norms_upper(pixels))
+    manifest = make_manifest(network, ("a", "b", "c"), {}, {}, {})
 
     def radii(engine: np.ndarray) -> np.ndarray:
-        errors = feature_errors_upper(engine, network.features(pixels), reference_error)
-        return network_radii(
-            network.head.radii_lower(engine, labels), errors, network.lipschitz_upper
-        )
+        return certificate.certify(network, manifest, pixels, engine, labels)
 
     honest = radii(features)
     # A direction that makes every margin larger than it is.

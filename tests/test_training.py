@@ -125,12 +125,25 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(
     with pytest.raises(KeyboardInterrupt):
         broken.run(Interrupt())
     resumed = trainer(small, tmp_path / "broken", precision=precision)
+    with (tmp_path / "broken" / "metrics.csv").open("a") as stream:
+        stream.write("3,killed,between,metrics,and,checkpoint,0\r\n")
     resumed.resume(torch.load(resumed.checkpoint_path, weights_only=True))
     assert resumed.finished_epochs == 2
     resumed.run(Silent())
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
     with (tmp_path / "broken" / "metrics.csv").open() as stream:
         assert [row["epoch"] for row in csv.DictReader(stream)] == ["1", "2", "3", "4"]
+
+
+def test_small_sets_get_small_batches_and_training_that_fails_says_so(
+    run_cli: Cli, image_folder: Path, tmp_path: Path
+) -> None:
+    settings = ["--width", "4", "--epochs", "1", "--workers", "1", "--lr", "1e-9"]
+    status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "run", *settings)
+    content = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert (status, content["options"]["batch_size"]) == (0, None)
+    assert content["scheduler"]["total_steps"] >= 8 + 1
+    assert "hardly learned" in errors
 
 
 def test_the_seed_decides_everything(small: data.Dataset, tmp_path: Path) -> None:
@@ -158,6 +171,7 @@ def test_control_c_leaves_a_usable_model_and_says_how_to_go_on(
         status, output, _ = run_cli("train", image_folder, "--out", out, *settings)
     assert status == 130
     assert f"--out {out} --resume" in output
+    assert "has learned nothing yet" in output
     assert load_model(out / "model.pt").card.epochs == 0
     status, output, _ = run_cli("train", image_folder, "--out", out, "--resume", "--workers", "1")
     assert status == 0
@@ -174,6 +188,10 @@ def test_resume_refuses_what_does_not_fit(run_cli: Cli, image_folder: Path, tmp_
     assert (status, "no such file" in errors) == (1, True)
     settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1"]
     assert run_cli("train", image_folder, "--out", out, *settings)[0] == 0
+    status, _, errors = run_cli("train", image_folder, "--out", out)
+    assert (status, "add --resume" in errors) == (2, True)
+    status, output, _ = run_cli("train", image_folder, "--out", out, "--resume", "--workers", "1")
+    assert (status, "Nothing was left to do" in output) == (0, True)
     other = write_image_folder(tmp_path / "other", side=8, count=9)
     status, _, errors = run_cli("train", other, "--out", out, "--resume")
     assert (status, "other images" in errors) == (1, True)
@@ -201,6 +219,12 @@ def test_decoding_is_cached_until_a_file_changes(
     assert not torch.equal(
         load_folder(image_folder, None, 1, ignore).images.pixels, first.images.pixels
     )
+
+
+def test_large_photographs_are_reduced_unless_a_size_is_asked_for(tmp_path: Path) -> None:
+    root = write_image_folder(tmp_path / "photos", side=90, count=2)
+    assert load_folder(root, None, 1, ignore).images.pixels.shape[-1] == 64
+    assert load_folder(root, 80, 1, ignore).images.pixels.shape[-1] == 80
 
 
 def test_other_sizes_are_resized_as_in_prediction(image_folder: Path) -> None:
@@ -342,7 +366,7 @@ def test_model_files_with_code_or_of_others_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="not a lipdeploy-model file"):
             load_model(tmp_path / name)
     torch.save({"weights": torch.zeros(2)}, tmp_path / "foreign.pt")
-    with pytest.raises(ModelError, match="not written by lipdeploy"):
+    with pytest.raises(ModelError, match="a foreign file"):
         load_model(tmp_path / "foreign.pt")
     torch.save({"format": "lipdeploy-model", "format_version": 99}, tmp_path / "newer.pt")
     with pytest.raises(ModelError, match="format version 99"):

@@ -92,15 +92,17 @@ def read_tensors(path: Path, expected_format: str) -> dict[str, Any]:
         ModelError: if it is missing, damaged, holds code, or is of another format.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected a {expected_format} file")
+        kind = "is a directory" if path.is_dir() else "no such file"
+        raise ModelError(f"{path}: {kind}; expected a {expected_format} file")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     # The unpickler and the zip reader raise many kinds of errors; all mean a file that is no model.
     except Exception as error:
-        reason = str(error).split("\n", maxsplit=1)[0][:200]
-        raise ModelError(f"{path}: not a {expected_format} file ({reason})") from error
-    if not isinstance(content, dict) or content.get("format") != expected_format:
-        raise ModelError(f"{path}: not written by lipdeploy; expected a {expected_format} file")
+        raise ModelError(f"{path}: not a {expected_format} file, or a damaged one") from error
+    content: dict[str, Any] = loaded if isinstance(loaded, dict) else {}
+    found = content.get("format", "foreign")
+    if found != expected_format:
+        raise ModelError(f"{path}: a {found} file; expected a {expected_format} file")
     if content.get("format_version") != FORMAT_VERSION:
         raise ModelError(
             f"{path}: format version {content.get('format_version')}, this lipdeploy reads "

@@ -19,6 +19,8 @@ from lipdeploy.images import SUFFIXES, decode, linear_resize
 
 CIFAR_NAMES = ("cifar10", "cifar100")
 Progress = Callable[[int, int], None]
+DEFAULT_LARGEST_SIDE = 64
+"""Larger photographs are reduced to this unless a size is asked for."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ def load_folder(
 
     Args:
         root: the dataset's folder.
-        size: side of the images after resize and crop; by default the shorter side of the first.
+        size: side of the images after resize and crop; by default the shorter side of the first
+            image, but at most `DEFAULT_LARGEST_SIDE`.
         workers: decoding processes.
         progress: called with the number of images done and in all.
         part: "train" or "test".
@@ -148,7 +151,7 @@ def load_folder(
     """
     folder = scan_folder(root, part)
     if size is None:
-        size = min(_first_shape(folder.files[0]))
+        size = min(*_first_shape(folder.files[0]), DEFAULT_LARGEST_SIDE)
     cached = cache_folder() / f"{_fingerprint(folder, size)}.npy"
     if not cached.is_file():
         cached.parent.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ class TrainingOptions:
 
     Attributes:
         epochs: passes over the training part.
-        batch_size: images a step.
+        batch_size: images a step; None for 256, or less where an epoch would have under 8 steps.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: on skew kernels only.
         offset: u of the loss, an l2 distance in pixels of [0, 1].
@@ -59,7 +59,7 @@ class TrainingOptions:
     """
 
     epochs: int = 20
-    batch_size: int = 256
+    batch_size: int | None = None
     learning_rate: float = 0.2
     weight_decay: float = 1e-4
     offset: float = 0.4
@@ -72,10 +72,10 @@ class TrainingOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "learning_rate", "temperature")
-        for name in positive:
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} must be positive, got {value}")
         if not 0 <= self.validation < 1:
             raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
         if self.precision not in ("float32", "bfloat16"):
@@ -135,7 +135,8 @@ class Trainer:
         training, validation = split_validation(dataset.images, options.validation, options.seed)
         self.training, self.validation = training.to(self.device), validation.to(self.device)
         self.network = LipConvNet(architecture, channel_mean(training)).to(self.device)
-        self.steps = max(1, len(training) // options.batch_size)
+        self.batch_size = options.batch_size or min(256, max(1, len(training) // 8))
+        self.steps = max(1, len(training) // self.batch_size)
         self.optimizer = _optimizer(self.network, options)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
@@ -144,6 +145,12 @@ class Trainer:
             cycle_momentum=False,
         )
         self.finished_epochs = 0
+        self.accuracy = 0.0
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether the last epoch's accuracy on the training images is well above guessing."""
+        return self.accuracy > 1.2 / self.architecture.classes
 
     @property
     def checkpoint_path(self) -> Path:
@@ -167,6 +174,7 @@ class Trainer:
         self.save()
         while self.finished_epochs < self.options.epochs:
             metrics = self._epoch(observer)
+            self.accuracy = metrics.accuracy
             self.finished_epochs += 1
             self._append(metrics)
             self.save()
@@ -196,7 +204,7 @@ class Trainer:
         )
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        for pixels, labels in batches(self.training, self.options.batch_size, generator):
+        for pixels, labels in batches(self.training, self.batch_size, generator):
             yield augment(pixels, self.network.mean, generator, self.options.shift), labels
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -249,6 +257,13 @@ class Trainer:
                 writer.writeheader()
             writer.writerow(asdict(metrics))
 
+    def _forget_rows_after(self, epoch: int) -> None:
+        """Drop rows of metrics.csv that a run wrote just before it was killed."""
+        path = self.folder / "metrics.csv"
+        if path.is_file():
+            lines = path.read_text().splitlines(keepends=True)
+            path.write_text("".join(lines[: epoch + 1]))
+
     def save(self) -> None:
         """Write model.pt and checkpoint.pt, each atomically."""
         card = ModelCard(
@@ -291,6 +306,7 @@ class Trainer:
                     f"{self.checkpoint_path} was made with other {key}: {state[key]}, now "
                     f"{mine[key]}; resume with the data of the first call"
                 )
+        self._forget_rows_after(state["finished_epochs"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lipdeploy.errors import DatasetError
+from lipdeploy.errors import DatasetError, UsageError
 from lipdeploy.training.checkpoint import read_tensors
 from lipdeploy.training.data import CIFAR_NAMES, Dataset, Progress, load_cifar, load_folder
 from lipdeploy.training.lipconvnet import Architecture
@@ -47,6 +47,12 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress) -> Tr
     Raises:
         LipdeployError: if the data, the options or the checkpoint are not usable.
     """
+    held = [name for name in ("checkpoint.pt", "model.pt") if (request.out / name).exists()]
+    if held and not resume:
+        raise UsageError(
+            f"{request.out} already holds {held[0]}; add --resume to go on with that run, or "
+            "choose another --out"
+        )
     options = TrainingOptions(**request.options, device=_device(request.device))
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
     image_size, command = request.image_size, request.command

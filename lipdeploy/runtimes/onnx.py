@@ -91,9 +91,10 @@ class OnnxRuntime:
         if device != "cpu" and "CUDAExecutionProvider" in self._library.get_available_providers():
             try:
                 return self._cuda_session(data), "cuda"
-            except EngineError:
+            except EngineError as error:
                 if device == "cuda":
                     raise
+                return self._cpu_session(data), f"cpu ({error})"
         elif device == "cuda":
             raise EngineError(
                 "--device cuda: the installed ONNX Runtime has no CUDA; pip uninstall onnxruntime, "
@@ -136,5 +137,10 @@ class OnnxRuntime:
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits."""
         inputs = {"pixels": np.ascontiguousarray(pixels, dtype=np.float32)}
-        features, logits = self._session.run(["features", "logits"], inputs)
+        try:
+            features, logits = self._session.run(["features", "logits"], inputs)
+        # As above: no common base class.
+        except Exception as error:
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise EngineError(f"the engine failed ({reason}); try a smaller --batch") from error
         return features.astype(np.float64), logits.astype(np.float64)
