@@ -93,7 +93,7 @@ def file_radius(radius: float, input_error: float, resize_norm_upper: float) -> 
 def integer_budget(radius: float) -> int:
     """Largest K such that every 8-bit image with sum of squared differences <= K is covered.
 
-    K = ceil(r^2) - 1 with r in units of 1/255, in exact fractions; -1 for a radius of 0, which
+    K = ceil((255 r)^2) - 1, in exact fractions, r in [0, 1] pixels; -1 for a radius of 0, which
     covers nothing, not even the image itself.
     """
-    return math.ceil(Fraction(radius) ** 2) - 1
+    return math.ceil((255 * Fraction(radius)) ** 2) - 1

@@ -81,17 +81,50 @@ def check_shape(operator: LinearOperator, x: Array) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class PointwiseMatrix:
-    """The same matrix at every grid point: y = x @ matrix.
+class _OneMatrix:
+    """What the forms that are one matrix share.
 
     Attributes:
         grid: side of the grid.
-        matrix: shape (c_in, c_out).
+        matrix: applied from the right.
     """
 
-    form: ClassVar[str] = "pointwise"
     grid: int
     matrix: Weights
+
+    def parameters(self) -> dict[str, Any]:
+        """The side of the grid."""
+        return {"grid": self.grid}
+
+    def weights(self) -> dict[str, Weights]:
+        """The matrix."""
+        return {"matrix": self.matrix}
+
+    def stored_as(self, dtype: DTypeLike) -> Self:
+        """With the matrix rounded to `dtype`."""
+        return replace(self, matrix=self.matrix.astype(dtype))
+
+    def scaled(self, factor: float) -> Self:
+        """With the matrix times a number."""
+        return replace(self, matrix=self.matrix * factor)
+
+    @cached_property
+    def norm_upper(self) -> float:
+        """The norm of the matrix, also where it acts at every grid point: blocks are equal."""
+        return norm_upper(self.matrix)
+
+    @cached_property
+    def step(self) -> Step:
+        """One matrix product with sums as long as the matrix has rows."""
+        rounding = gamma(len(self.matrix)) * absolute_norm_upper(self.matrix)
+        return Step(self.norm_upper, rounding)
+
+
+@dataclass(frozen=True, eq=False)
+class PointwiseMatrix(_OneMatrix):
+    """The same matrix, shape (c_in, c_out), at every grid point: y = x @ matrix."""
+
+    form: ClassVar[str] = "pointwise"
 
     @property
     def in_channels(self) -> int:
@@ -103,51 +136,18 @@ class PointwiseMatrix:
         """Channels of the output."""
         return int(self.matrix.shape[1])
 
-    def parameters(self) -> dict[str, Any]:
-        """The side of the grid."""
-        return {"grid": self.grid}
-
-    def weights(self) -> dict[str, Weights]:
-        """The matrix."""
-        return {"matrix": self.matrix}
-
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the matrix rounded to `dtype`."""
-        return replace(self, matrix=self.matrix.astype(dtype))
-
-    def scaled(self, factor: float) -> Self:
-        """With the matrix times a number."""
-        return replace(self, matrix=self.matrix * factor)
-
     def mv(self, x: Array) -> Array:
         """Apply to x of shape (n, n, batch, c_in)."""
         check_shape(self, x)
         y: Array = x @ exact(self.matrix)
         return y
 
-    @cached_property
-    def norm_upper(self) -> float:
-        """The norm of the matrix (the operator is block-diagonal with equal blocks)."""
-        return norm_upper(self.matrix)
-
-    @cached_property
-    def step(self) -> Step:
-        """One matrix product with sums of length c_in."""
-        return Step(self.norm_upper, gamma(self.in_channels) * absolute_norm_upper(self.matrix))
-
 
 @dataclass(frozen=True, eq=False)
-class DenseMatrix:
-    """One matrix for the whole grid: rows and columns are (row, column, channel).
-
-    Attributes:
-        grid: side of the grid.
-        matrix: shape (n * n * c_in, n * n * c_out), applied from the right.
-    """
+class DenseMatrix(_OneMatrix):
+    """One matrix, shape (n * n * c_in, n * n * c_out), on flattened (row, column, channel)."""
 
     form: ClassVar[str] = "dense"
-    grid: int
-    matrix: Weights
 
     @property
     def in_channels(self) -> int:
@@ -159,22 +159,6 @@ class DenseMatrix:
         """Channels of the output."""
         return int(self.matrix.shape[1]) // self.grid**2
 
-    def parameters(self) -> dict[str, Any]:
-        """The side of the grid."""
-        return {"grid": self.grid}
-
-    def weights(self) -> dict[str, Weights]:
-        """The matrix."""
-        return {"matrix": self.matrix}
-
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the matrix rounded to `dtype`."""
-        return replace(self, matrix=self.matrix.astype(dtype))
-
-    def scaled(self, factor: float) -> Self:
-        """With the matrix times a number."""
-        return replace(self, matrix=self.matrix * factor)
-
     def mv(self, x: Array) -> Array:
         """Apply to x of shape (n, n, batch, c_in)."""
         check_shape(self, x)
@@ -182,14 +166,3 @@ class DenseMatrix:
         rows = x.transpose(2, 0, 1, 3).reshape(batch, -1) @ exact(self.matrix)
         y: Array = rows.reshape(batch, n, n, -1).transpose(1, 2, 0, 3)
         return y
-
-    @cached_property
-    def norm_upper(self) -> float:
-        """The norm of the matrix."""
-        return norm_upper(self.matrix)
-
-    @cached_property
-    def step(self) -> Step:
-        """One matrix product with sums of length n * n * c_in."""
-        rounding = gamma(self.matrix.shape[0]) * absolute_norm_upper(self.matrix)
-        return Step(self.norm_upper, rounding)

@@ -211,10 +211,11 @@ class Predictor:
         on_file = None
         if item.resize_norm_upper is not None:
             on_file = file_radius(radius_255, item.error_upper, item.resize_norm_upper)
+            on_file = scale_radius(on_file, 255)
         return Certificate(
             radius=scale_radius(radius_255, 255),
             radius_255=radius_255,
-            radius_file=None if on_file is None else scale_radius(on_file, 255),
+            radius_file=on_file,
             integer_budget=None if on_file is None else integer_budget(on_file),
             guarantee=self.guarantee,
             assumptions=self.assumptions,

@@ -15,7 +15,7 @@ def make_network(
     """A small random network with biases that are not zero, in evaluation mode."""
     torch.manual_seed(seed)
     defaults: dict[str, object] = {"classes": 3, "width": 4}
-    architecture = Architecture(image_size=image_size, **(defaults | shape))  # type: ignore[arg-type]
+    architecture = Architecture(image_size=image_size, **(defaults | shape))
     network = LipConvNet(architecture, torch.tensor([120.0, 110.0, 100.0]))
     with torch.no_grad():
         for name, parameter in network.named_parameters():

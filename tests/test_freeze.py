@@ -62,7 +62,7 @@ def test_frozen_network_equals_trained_network_in_float64(
 )
 def test_every_form_is_the_same_function(padding: str, form: str) -> None:
     network = make_network(1, 8, padding=padding)
-    frozen = freeze(network, form)  # type: ignore[arg-type]
+    frozen = freeze(network, form)
     assert form in {layer.operator.form for layer in frozen.linear()}
     assert_same(network, frozen)
 

@@ -53,7 +53,7 @@ def test_linear_radii_are_the_exact_minimum_over_all_rivals(
 
 @pytest.mark.parametrize("make", [linear_head, mlp_head])
 def test_a_label_that_does_not_win_has_radius_zero(make: object) -> None:
-    head = make(0)  # type: ignore[operator]
+    head = make(0)
     features = np.random.default_rng(1).normal(size=(8, head.features))
     logits = head.logits(features)
     for label in range(head.classes):
@@ -104,7 +104,7 @@ def test_identical_rows_have_radius_zero() -> None:
 @pytest.mark.parametrize("make", [linear_head, mlp_head])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_features_that_are_not_finite_certify_nothing(make: object, bad: float) -> None:
-    head = make(0)  # type: ignore[operator]
+    head = make(0)
     features = np.zeros((1, head.features))
     features[0, 0] = bad
     for label in range(head.classes):

@@ -114,7 +114,7 @@ def exact_gradient(operator: object, weights: Tensor, x: Tensor, g: Tensor) -> T
     w = weights.clone().requires_grad_()
     v = x
     for k in range(30, 0, -1):
-        v = operator.addmv(w, x, v, 1 / k)  # type: ignore[attr-defined]
+        v = operator.addmv(w, x, v, 1 / k)
     (gradient,) = torch.autograd.grad((v * g).sum(), w)
     return gradient
 
@@ -127,7 +127,7 @@ def test_the_fast_gradient_points_along_the_exact_one(kind: str) -> None:
         weights = 0.2 * (raw - raw.transpose(1, 2))
         x, g = torch.randn(2, 3, 5, 6, dtype=torch.double)
     else:
-        operator = ZeroPaddedConvolution()  # type: ignore[assignment]
+        operator = ZeroPaddedConvolution()
         half, centre = torch.randn(4, 4, 4), torch.randn(6)
         taps = 0.1 * skew_taps(half, centre).double()
         weights = taps.permute(1, 2, 0).reshape(4, 4, 3, 3)
@@ -214,7 +214,7 @@ def test_the_offset_asks_for_a_margin() -> None:
 def test_the_curvature_penalty_counts_for_mlp_heads_only() -> None:
     pixels, labels = torch.zeros(2, 3, 8, 8), torch.tensor([0, 1])
     for head, grows in (("mlp", True), ("lln", False)):
-        shape = Architecture(image_size=8, classes=2, width=4, head=head)  # type: ignore[arg-type]
+        shape = Architecture(image_size=8, classes=2, width=4, head=head)
         network = LipConvNet(shape, torch.zeros(3)).eval()
         with torch.no_grad():
             losses = [
@@ -247,7 +247,7 @@ def test_networks_are_lipschitz_with_four_times_the_pixels(
     size: int, depth: int, width: int, head: str, padding: str
 ) -> None:
     torch.manual_seed(0)
-    shape = Architecture(size, 3, width, depth, head, padding)  # type: ignore[arg-type]
+    shape = Architecture(size, 3, width, depth, head, padding)
     network = LipConvNet(shape, torch.full((3,), 100.0)).double().eval()
     a, b = torch.rand(2, 4, 3, size, size, dtype=torch.double) * 255
     with torch.no_grad():
@@ -271,4 +271,4 @@ def test_networks_are_lipschitz_with_four_times_the_pixels(
 )
 def test_impossible_architectures_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Architecture(**({"image_size": 8, "classes": 2} | change))  # type: ignore[arg-type]
+        Architecture(**({"image_size": 8, "classes": 2} | change))

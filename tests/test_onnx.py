@@ -48,7 +48,7 @@ def engine(tmp_path: Path, frozen_network: FrozenNetwork) -> Path:
 def test_the_engine_computes_the_frozen_network(
     tmp_path: Path, size: int, padding: str, form: str, head: str, dtype: str
 ) -> None:
-    network = freeze(make_network(0, size, padding=padding, head=head), form)  # type: ignore[arg-type]
+    network = freeze(make_network(0, size, padding=padding, head=head), form)
     stored = network.stored_as(dtype)
     path = tmp_path / "engine.onnx"
     write_onnx(stored, manifest_of(stored), path)

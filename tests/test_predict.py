@@ -62,19 +62,19 @@ def test_a_directory_gives_one_json_line_a_picture(predict: Cli, samples: Path) 
         assert set(row) == KEYS
         assert row["space"] == "input"
         assert row["guarantee"] == "network"
-        assert len(row["logits"]) == 10  # type: ignore[arg-type]
-        assert int(np.argmax(row["logits"])) == row["class_index"]  # type: ignore[arg-type]
-        assert row["radius_255"] == pytest.approx(255 * row["radius"], rel=1e-12)  # type: ignore[operator]
+        assert len(row["logits"]) == 10
+        assert int(np.argmax(row["logits"])) == row["class_index"]
+        assert row["radius_255"] == pytest.approx(255 * row["radius"], rel=1e-12)
         assert row["radius"] == pytest.approx(row["radius_file"], rel=1e-9)
-        squared = (255 * Fraction(row["radius_file"])) ** 2  # type: ignore[arg-type]
-        assert abs(row["integer_budget"] - (math.ceil(squared) - 1)) <= 1  # type: ignore[operator]
+        squared = (255 * Fraction(row["radius_file"])) ** 2
+        assert row["integer_budget"] == math.ceil(squared) - 1
 
 
 def test_most_bundled_images_are_right_and_certified(predict: Cli, samples: Path) -> None:
     rows = json_rows(predict(samples, "--certify", "--json")[1])
     right = [r for r in rows if Path(str(r["path"])).name.startswith(str(r["label"]))]
     assert len(right) >= 12
-    assert sum(r["radius"] > 36 / 255 for r in right) >= 8  # type: ignore[operator]
+    assert sum(r["radius"] > 36 / 255 for r in right) >= 8
 
 
 def test_without_certify_the_keys_of_the_certificate_are_null(predict: Cli, samples: Path) -> None:
@@ -135,7 +135,7 @@ def test_below_the_smallest_radius_the_answer_is_abstained(predict: Cli, samples
     status, output, _ = predict(*arguments)
     rows = json_rows(output)
     assert status == 3
-    assert all(row["abstained"] == (row["radius"] < 36 / 255) for row in rows)  # type: ignore[operator]
+    assert all(row["abstained"] == (row["radius"] < 36 / 255) for row in rows)
     assert {row["abstained"] for row in rows} == {True, False}
     assert predict(samples, "--min-radius", "0", "--json")[0] == 0
 
@@ -206,7 +206,7 @@ def test_the_predictor_raises_where_an_image_is_bad(samples: Path) -> None:
 def test_an_engine_that_returns_nan_gives_an_error_row(samples: Path) -> None:
     with Predictor(samples / "model.onnx", runtime="numpy") as predictor:
         run = predictor.runtime.run
-        predictor.runtime.run = lambda pixels: tuple(np.nan * v for v in run(pixels))  # type: ignore[method-assign]
+        predictor.runtime.run = lambda pixels: tuple(np.nan * v for v in run(pixels))
         (result,) = predictor.attempt([samples / "cat-0000.jpg"])
     assert isinstance(result, Failure)
     assert "not finite" in result.error
@@ -276,7 +276,7 @@ def test_every_command_and_option_has_help_and_an_example() -> None:
 
     from lipdeploy.cli import app
 
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(app).commands
     assert set(commands) == {"train", "export", "predict"}
     for name, command in commands.items():
         assert f"Example: lipdeploy {name} " in command.help

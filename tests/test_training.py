@@ -48,9 +48,9 @@ def small(image_folder: Path) -> data.Dataset:
 
 
 def trainer(small: data.Dataset, folder: Path, head: str = "lln", **options: object) -> Trainer:
-    architecture = Architecture(8, 2, width=4, head=head)  # type: ignore[arg-type]
+    architecture = Architecture(8, 2, width=4, head=head)
     defaults = {"epochs": 4, "batch_size": 6, "validation": 0.2, "learning_rate": 0.05}
-    chosen = TrainingOptions(**(defaults | options))  # type: ignore[arg-type]
+    chosen = TrainingOptions(**(defaults | options))
     return Trainer(small, architecture, chosen, folder, "lipdeploy train tiny")
 
 
@@ -298,7 +298,7 @@ def request(dataset: str, **changes: object) -> TrainingRequest:
         "options": {},
         "command": "",
     }
-    return TrainingRequest(**(values | changes))  # type: ignore[arg-type]
+    return TrainingRequest(**(values | changes))
 
 
 def test_unknown_datasets_and_options_are_refused() -> None:
@@ -344,7 +344,7 @@ def test_cifar_becomes_channels_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from types import ModuleType
 
     module = ModuleType("torchvision.datasets")
-    module.CIFAR10 = module.CIFAR100 = FakeCifar  # type: ignore[attr-defined]
+    module.CIFAR10 = module.CIFAR100 = FakeCifar
     monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
     loaded = data.load_cifar("cifar10", Path("data"))
