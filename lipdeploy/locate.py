@@ -31,15 +31,23 @@ def find_model(
         return given, "given"
     if environment.get(MODEL_VARIABLE):
         return Path(environment[MODEL_VARIABLE]), f"from ${MODEL_VARIABLE}"
-    engines = [path for path in runs.glob("**/*.onnx") if path.is_file()]
-    if engines:
-        return max(engines, key=lambda path: path.stat().st_mtime_ns), f"newest under {runs}"
+    engine, trained = _newest(runs, "*.onnx"), _newest(runs, "model.pt")
+    hint = ""
+    if trained and (engine is None or trained.stat().st_mtime_ns > engine.stat().st_mtime_ns):
+        hint = f"; {trained} is newer and not exported yet"
+    if engine:
+        return engine, f"newest under {runs}{hint}"
     bundled = bundled_model()
     if bundled.is_file():
-        return bundled, "bundled"
+        return bundled, f"bundled{hint}"
     raise ModelError(
         "no model: give --model FILE, or make one with 'lipdeploy train' and 'lipdeploy export'"
     )
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    found = [path for path in folder.rglob(pattern) if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def find_images(arguments: Iterable[str]) -> list[Path]:

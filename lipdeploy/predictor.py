@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 import numpy as np
+from PIL import Image
 
 from lipdeploy.artifact import Manifest
 from lipdeploy.certificate import (
@@ -23,6 +24,7 @@ from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.heads import MlpHead
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
+from lipdeploy.locate import find_model
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import Device, OnnxRuntime, read_onnx
@@ -99,7 +101,8 @@ class Predictor:
     """Classifies images with an engine file and certifies the answers.
 
     Args:
-        model: path of an engine, as written by `lipdeploy export`.
+        model: path of an engine, as written by `lipdeploy export`; None for the one that
+            `lipdeploy predict` would take (see `lipdeploy.locate.find_model`).
         certify: whether to compute certificates.
         guarantee: which statement; "network".
         device: "auto", "cpu" or "cuda".
@@ -114,7 +117,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | None = None,
         *,
         certify: bool = True,
         guarantee: str = "network",
@@ -122,7 +125,7 @@ class Predictor:
         runtime: RuntimeChoice = "onnxruntime",
         batch_size: int = 64,
     ) -> None:
-        self.model = Path(model)
+        self.model = find_model(None)[0] if model is None else Path(model)
         self.certify, self.guarantee, self.batch_size = certify, guarantee, batch_size
         _check_arguments(guarantee, device, runtime, batch_size)
         self.network, self.manifest, data = _read_engine(self.model)
@@ -151,11 +154,12 @@ class Predictor:
         extra = (MLP_ASSUMPTION,) if isinstance(self.network.head, MlpHead) else ()
         return ASSUMPTIONS + extra
 
-    def __call__(self, sources: Iterable[ImageSource]) -> Iterator[Prediction]:
+    def __call__(self, sources: Iterable[ImageSource] | ImageSource) -> Iterator[Prediction]:
         """Predict one by one.
 
         Args:
-            sources: paths, encoded bytes, PIL images, or uint8 arrays of shape (height, width, 3).
+            sources: paths, encoded bytes, PIL images, or uint8 arrays of shape (height, width, 3);
+                many of them, or a single one.
 
         Raises:
             ImageError: at the first image that cannot be read.
@@ -165,9 +169,11 @@ class Predictor:
                 raise ImageError(f"{result.path}: {result.error}")
             yield result
 
-    def attempt(self, sources: Iterable[ImageSource]) -> Iterator[Prediction | Failure]:
+    def attempt(
+        self, sources: Iterable[ImageSource] | ImageSource
+    ) -> Iterator[Prediction | Failure]:
         """Like calling, but an image that cannot be read gives a Failure and the others go on."""
-        numbered = enumerate(sources)
+        numbered = enumerate(_as_many(sources))
         while batch := list(islice(numbered, self.batch_size)):
             yield from self._batch(batch)
 
@@ -221,6 +227,12 @@ class Predictor:
             assumptions=self.assumptions,
             reason=None if radius_255 > 0 else NOT_CERTIFIED,
         )
+
+
+def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSource]:
+    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray):
+        return [sources]
+    return sources
 
 
 def _check_arguments(guarantee: str, device: str, runtime: str, batch_size: int) -> None:

@@ -190,6 +190,7 @@ def test_the_predictor_takes_paths_bytes_images_and_arrays(samples: Path) -> Non
     sources = [path, str(path), path.read_bytes(), image, np.asarray(image)]
     with Predictor(samples / "model.onnx", batch_size=2) as predictor:
         predictions = list(predictor(sources))
+        predictions += [next(predictor(source)) for source in sources]
     assert len({prediction.label for prediction in predictions}) == 1
     radii = [prediction.radius for prediction in predictions]
     np.testing.assert_allclose(radii, radii[0], atol=1e-5)
@@ -201,6 +202,16 @@ def test_the_predictor_raises_where_an_image_is_bad(samples: Path) -> None:
         list(predictor([(samples / "cat-0000.jpg").read_bytes(), b"nothing"]))
     with pytest.raises(UsageError):
         Predictor(samples / "model.onnx", batch_size=0)
+
+
+def test_without_a_model_the_predictor_takes_the_default(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LIPDEPLOY_MODEL", raising=False)
+    with Predictor() as predictor:
+        assert predictor.model == bundled_model()
+        assert next(predictor(samples / "cat-0000.jpg")).radius > 0
 
 
 def test_an_engine_that_returns_nan_gives_an_error_row(samples: Path) -> None:
@@ -252,7 +263,9 @@ def test_the_default_model_follows_the_rule(
         (runs / name).mkdir(parents=True)
         (runs / name / "model.onnx").touch()
         os.utime(runs / name / "model.onnx", (1e9 - age, 1e9 - age))
-    assert find_model(None, {}, runs)[0] == runs / "new" / "model.onnx"
+    assert find_model(None, {}, runs) == (runs / "new" / "model.onnx", f"newest under {runs}")
+    (runs / "new" / "model.pt").touch()
+    assert "model.pt is newer and not exported yet" in find_model(None, {}, runs)[1]
     monkeypatch.setattr("lipdeploy.locate.bundled_model", lambda: tmp_path / "none.onnx")
     with pytest.raises(ModelError, match="lipdeploy train"):
         find_model(None, {}, tmp_path / "empty")
