@@ -146,6 +146,26 @@ def test_small_sets_get_small_batches_and_training_that_fails_says_so(
     assert "hardly learned" in errors
 
 
+def test_defaults_do_not_diverge_on_a_handful_of_images(tmp_path: Path) -> None:
+    """Without a limit on the gradient the loss of this run goes beyond 1,000."""
+    labels = torch.arange(36) % 3
+    levels = torch.tensor([90.0, 160.0, 120.0])[labels].view(36, 1, 1, 1)
+    noise = torch.randn(36, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = LabelledImages((levels + 15 * noise).clamp(0, 255).to(torch.uint8), labels)
+    architecture = Architecture(64, 3, width=8)
+    run = Trainer(
+        data.Dataset("noise", ("a", "b", "c"), images),
+        architecture,
+        TrainingOptions(epochs=4),
+        tmp_path / "run",
+        "",
+    )
+    run.run(Silent())
+    with (tmp_path / "run" / "metrics.csv").open() as stream:
+        losses = [float(row["loss"]) for row in csv.DictReader(stream)]
+    assert max(losses) < 100
+
+
 def test_the_seed_decides_everything(small: data.Dataset, tmp_path: Path) -> None:
     runs = [
         trainer(small, tmp_path / name, epochs=1, seed=s)
