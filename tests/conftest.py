@@ -7,12 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import make_network, write_image_folder
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.training.lipconvnet import LipConvNet
 
 SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
 torch.set_num_threads(2)
+
+# Machines differ in speed; CI repeats the same examples, people get new ones.
+hypothesis_settings.register_profile(
+    "lipdeploy",
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+)
+hypothesis_settings.load_profile("lipdeploy")
 
 
 @pytest.fixture(scope="session")

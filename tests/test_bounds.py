@@ -32,7 +32,7 @@ def matrices() -> st.SearchStrategy[np.ndarray]:
     return st.builds(make, st.integers(0, 2**32 - 1), sides, sides, st.integers(-150, 150))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(matrices())
 def test_the_norm_bound_is_above_the_truth_and_close(matrix: np.ndarray) -> None:
     truth = exact_norm(matrix)
@@ -41,7 +41,7 @@ def test_the_norm_bound_is_above_the_truth_and_close(matrix: np.ndarray) -> None
     assert mpf(bound) <= truth * (1 + mpf("1e-9"))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(matrices())
 def test_the_frobenius_bound_is_above_the_truth_and_close(matrix: np.ndarray) -> None:
     with mp.workdps(50):

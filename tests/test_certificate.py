@@ -69,7 +69,7 @@ def test_whatever_an_engine_returns_is_measured() -> None:
     assert 5 + 1e-9 <= error < 5.0001
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 99), st.sampled_from(["float32", "float16"]), st.booleans())
 def test_the_reference_error_contains_the_error_of_float64(
     seed: int, dtype: str, zero: bool

@@ -37,7 +37,7 @@ def assert_same(network: LipConvNet, frozen: FrozenNetwork) -> None:
     assert np.abs(frozen.head.logits(mine) - logits).max() <= 1e-10 * np.abs(logits).max()
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     size=st.integers(4, 12),
     width=st.sampled_from([4, 6]),

@@ -25,7 +25,7 @@ def mlp_head(seed: int, classes: int = 3, features: int = 5, hidden: int = 7) ->
     return MlpHead.proven(*arrays)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(SEEDS, st.integers(2, 6), st.integers(-8, 8))
 def test_linear_radii_are_the_exact_minimum_over_all_rivals(
     seed: int, classes: int, exponent: int
@@ -120,7 +120,7 @@ def test_the_last_of_many_rivals_counts() -> None:
     assert head.radii_lower(features, np.array([0]))[0] == pytest.approx(0.001 / 2**0.5, rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_the_curvature_bounds_the_hessian(seed: int) -> None:
     head = mlp_head(seed)
@@ -137,7 +137,7 @@ def test_the_curvature_bounds_the_hessian(seed: int) -> None:
                 assert lowest >= -head.curvature[y, j] - 1e-12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEEDS, st.floats(0.1, 20))
 def test_no_point_in_the_mlp_ball_changes_the_class(seed: int, scale: float) -> None:
     """Random points and the straight line downhill, on the sphere of the certified radius."""

@@ -127,7 +127,7 @@ def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
         decode(array)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 80), st.integers(1, 40))
 def test_resizing_averages(source: int, target: int) -> None:
     matrix = resize_matrix(source, target)
@@ -141,7 +141,7 @@ def test_resizing_to_the_same_size_changes_nothing() -> None:
     assert np.array_equal(resize_matrix(7, 7), np.eye(7))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(4, 60), st.integers(4, 60), st.integers(4, 16))
 def test_the_norm_of_the_resize_is_that_of_its_matrix(height: int, width: int, size: int) -> None:
     resize = linear_resize(height, width, size)
@@ -165,7 +165,7 @@ def test_extreme_shapes_are_refused() -> None:
         linear_resize(1, 101, 8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(4, 50), st.integers(4, 50), st.integers(0, 1000))
 def test_the_input_error_contains_the_rounding(height: int, width: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -86,7 +86,7 @@ def test_the_jacobian_is_orthogonal_or_part_of_one(
         assert torch.linalg.matrix_norm(matrix, 2) <= 1 + 1e-12
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 8), st.sampled_from([1, 3, 5]), st.integers(0, 1000))
 def test_kernels_are_skew(channels: int, kernel_size: int, seed: int) -> None:
     torch.manual_seed(seed)
