@@ -62,8 +62,8 @@ class DecodedImage:
     Attributes:
         pixels: shape (height, width, 3), uint8, EXIF orientation applied.
         file_norm: norm of the linear map from the file's 8-bit pixels to these; None where they
-            are not linear in the file's (palette, CMYK, alpha, more than 8 bits), and there is no
-            radius in the file's pixels.
+            are not linear in the file's (palette, CMYK, alpha) or the file's have not 8 bits, and
+            there is no radius in the file's pixels.
     """
 
     pixels: Pixels
@@ -139,9 +139,12 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
 
 
 def _has_8_bits(image: Image.Image) -> bool:
-    """Whether the decoder takes the file's values as they are; others it would scale or cut."""
+    """Whether the decoder takes the file's values as they are; others it would scale or cut.
+
+    Pillow's raw modes name every conversion after a semicolon: "L;4", "RGB;16B", "L;I".
+    """
     tiles = getattr(image, "tile", [])
-    return not any("16" in str(tile[3]) or tile[0].startswith("ppm") for tile in tiles)
+    return not any(";" in str(tile[3]) or tile[0].startswith("ppm") for tile in tiles)
 
 
 def resize_matrix(source: int, target: int) -> Array:

@@ -53,7 +53,8 @@ def test_a_grey_level_moves_three_values() -> None:
     assert np.linalg.norm(before.pixels - after.pixels) > 1.7
 
 
-def sixteen_bit_rgb_png() -> bytes:
+def raw_png(depth: int, colour: int, width: int, row: bytes) -> bytes:
+    """A PNG of one row in a depth that Pillow does not write."""
     import struct
     import zlib
 
@@ -61,13 +62,22 @@ def sixteen_bit_rgb_png() -> bytes:
         body = kind + data
         return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"\0" + bytes(range(12)))
+    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
+    rows = zlib.compress(b"\0" + row)
     parts = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + parts
 
 
-@pytest.mark.parametrize("data", [sixteen_bit_rgb_png(), b"P6 2 1 15\n" + bytes(range(6))])
+@pytest.mark.parametrize(
+    "data",
+    [
+        raw_png(16, 2, 2, bytes(range(12))),
+        raw_png(4, 0, 2, b"\x3c"),
+        raw_png(2, 0, 4, b"\x1b"),
+        b"P6 2 1 15\n" + bytes(range(6)),
+    ],
+    ids=["16-bit colour", "4-bit grey", "2-bit grey", "maxval 15"],
+)
 def test_files_of_other_depths_have_no_radius_of_their_own(data: bytes) -> None:
     assert decode(data).file_norm is None
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -337,12 +338,12 @@ def test_a_device_that_is_not_there_is_refused(small: data.Dataset, tmp_path: Pa
         trainer(small, tmp_path / "run", device="cuda:99")
 
 
-def test_cifar_without_a_fitting_torchvision_says_what_to_do(tmp_path: Path) -> None:
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        with pytest.raises(DatasetError, match=r"lipdeploy\[cifar\]"):
-            data.load_cifar("cifar10", tmp_path)
+def test_cifar_without_a_fitting_torchvision_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
+    with pytest.raises(DatasetError, match=r"lipdeploy\[cifar\]"):
+        data.load_cifar("cifar10", tmp_path)
 
 
 class FakeCifar:
@@ -360,7 +361,6 @@ class FakeCifar:
 
 
 def test_cifar_becomes_channels_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
     from types import ModuleType
 
     module = ModuleType("torchvision.datasets")

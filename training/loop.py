@@ -35,8 +35,8 @@ from lipdeploy.training.skew import SkewKernel
 CHECKPOINT_FORMAT = "lipdeploy-checkpoint"
 EVALUATION_BATCH = 500
 GRADIENT_LIMIT = 5.0
-"""Longer gradients are cut to this length: a healthy run is at 2 to 3 after its first steps, while
-small sets meet gradients of 60, after which kernels outrun their norm estimate and diverge."""
+"""Longer gradients are cut to this length. Without it kernels can outrun their norm estimate: 36
+images met gradients of 60 and then diverged, where 40 steps on CIFAR-10 had a median of 2.3."""
 EXAMPLES = 16
 """Images kept in a model file, to check engines on."""
 Precision = Literal["float32", "bfloat16"]
