@@ -1,24 +1,23 @@
 """From model.pt to a checked engine file."""
 
-import difflib
 import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from numpy.typing import NDArray
-
-from lipdeploy.artifact import Manifest, make_manifest
+from lipdeploy.artifact import Engine, Manifest, make_manifest
+from lipdeploy.choices import check_choice
 from lipdeploy.errors import UsageError
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.onnx import write_onnx
+from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice
+from lipdeploy.files import make_writable_folder, write_atomically
 from lipdeploy.images import PREPROCESSING
-from lipdeploy.runtimes.onnx import OnnxRuntime, read_onnx
+from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
 
@@ -27,6 +26,10 @@ WEIGHTS_TYPES: tuple[WeightsType, ...] = ("float16", "float32")
 ENGINES = ("onnx",)
 PLANNED = ("trt", "tensorrt", "engine", "openvino")
 Stage = Callable[[str], None]
+
+
+def ignore_stage(name: str) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,9 @@ class ExportOptions:
     def __post_init__(self) -> None:
         if self.engine in PLANNED:
             raise UsageError(f"--engine {self.engine} is not built yet; use --engine onnx")
-        _check_choice("engine", self.engine, ENGINES)
-        _check_choice("form", self.form, FORM_CHOICES)
-        _check_choice("weights", self.weights, WEIGHTS_TYPES)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        expected = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-        raise UsageError(f"--{name} {value}: expected {expected}{hint}")
+        check_choice("--engine", self.engine, ENGINES)
+        check_choice("--form", self.form, FORM_CHOICES)
+        check_choice("--weights", self.weights, WEIGHTS_TYPES)
 
 
 @dataclass(frozen=True)
@@ -80,16 +75,36 @@ class Exported:
 
 
 def export_model(
-    model_path: Path, output: Path, options: ExportOptions, stage: Stage = lambda name: None
+    model_path: Path, output: Path, options: ExportOptions, stage: Stage = ignore_stage
 ) -> Exported:
-    """Freeze, prove, write, and check against the float64 reference; a failed check writes nothing.
+    """Freeze, prove, check against the float64 reference, write; a failed check writes nothing.
 
     Raises:
         LipdeployError: if the model cannot be read, frozen, proven, written, or fails the check.
     """
-    seconds: dict[str, float] = {}
-    clock = _Stopwatch(seconds, stage)
+    make_writable_folder(output.parent)
+    clock = _Stopwatch(stage)
     model = load_model(model_path)
+    engine = _build(model, model_path, options, clock)
+    clock.start("check")
+    examples = probe_inputs(model.examples.numpy(), engine.network.image_size)
+    parity = compare(engine.network, OnnxRuntime(engine.data, "cpu"), examples)
+    clock.start("write")
+    write_atomically(engine.data, output)
+    clock.stop()
+    return Exported(output, engine.manifest, parity, clock.seconds)
+
+
+def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:
+    """The engine that `export_model` would write, in memory.
+
+    Raises:
+        LipdeployError: as `export_model`.
+    """
+    return _build(load_model(model_path), model_path, options, _Stopwatch(stage))
+
+
+def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Stopwatch") -> Engine:
     clock.start("freeze")
     network = freeze(model.network, options.form).stored_as(options.weights)
     clock.start("prove")
@@ -97,26 +112,12 @@ def export_model(
         network,
         model.card.classes,
         {"size": network.image_size, **PREPROCESSING},
-        _source(model, model_path),
+        _source(model, path),
         _versions(),
     )
-    partial = output.with_name(f".{output.name}.partial")
-    try:
-        clock.start("write")
-        write_onnx(network, manifest, partial)
-        clock.start("check")
-        parity = _check_file(partial, model.examples.numpy())
-        partial.replace(output)
-    finally:
-        partial.unlink(missing_ok=True)
-    clock.stop()
-    return Exported(output, manifest, parity, seconds)
-
-
-def _check_file(path: Path, examples: NDArray[Any]) -> Parity:
-    network, _, data = read_onnx(path)
-    pixels = probe_inputs(examples, network.image_size)
-    return compare(network, OnnxRuntime(data, "cpu"), pixels)
+    clock.start("emit")
+    # Read back as any reader would, so that what is checked is what the bytes say.
+    return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen")
 
 
 def _source(model: TrainedModel, path: Path) -> dict[str, object]:
@@ -138,8 +139,9 @@ def _versions() -> dict[str, str]:
 class _Stopwatch:
     """Names and times the stages, one after the other."""
 
-    def __init__(self, seconds: dict[str, float], announce: Stage) -> None:
-        self._seconds, self._announce = seconds, announce
+    def __init__(self, announce: Stage) -> None:
+        self.seconds: dict[str, float] = {}
+        self._announce = announce
         self._name, self._since = "load", time.perf_counter()
         announce(self._name)
 
@@ -151,4 +153,4 @@ class _Stopwatch:
 
     def stop(self) -> None:
         """End the running stage."""
-        self._seconds[self._name] = time.perf_counter() - self._since
+        self.seconds[self._name] = time.perf_counter() - self._since

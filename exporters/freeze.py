@@ -24,7 +24,7 @@ from lipdeploy.heads import Head, LinearHead, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import exponential_remainder_upper
 from lipdeploy.spectral import SpectralConv
-from lipdeploy.taylor import TaylorConv
+from lipdeploy.taylor import MAX_DEGREE, TaylorConv
 from lipdeploy.training import activations, heads
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
@@ -33,8 +33,6 @@ Array = NDArray[np.float64]
 
 SERIES_TOLERANCE = 1e-12
 """Remainder of a series that is kept as one."""
-
-MAX_DEGREE = 64
 
 
 def freeze(

@@ -1,4 +1,4 @@
-"""Write a FrozenNetwork as one ONNX file, node by node, and check it after writing.
+"""The ONNX graph of a FrozenNetwork, node by node.
 
 The graph takes `pixels` (batch, 3, n, n), float32, 0 ... 255, works in grid-first layout, and gives
 `features` (batch, d) and `logits` (batch, classes). Stored arrays keep their names and types;
@@ -6,7 +6,6 @@ float16 ones are cast exactly to float32.
 """
 
 from functools import singledispatch
-from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
@@ -17,8 +16,6 @@ from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
 from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.heads import Head, LinearHead, MlpHead
-
-MAX_BYTES = 2 << 30
 
 
 def build_model(network: frozen.FrozenNetwork, manifest: Manifest) -> onnx.ModelProto:
@@ -61,27 +58,6 @@ def _model(
     )
     helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
     return model
-
-
-def write_onnx(network: frozen.FrozenNetwork, manifest: Manifest, path: Path) -> None:
-    """Write the file.
-
-    Raises:
-        ExportError: if it would be larger than 2 GiB or cannot be written.
-    """
-    size = sum(array.nbytes for array in network.weights().values())
-    if size >= MAX_BYTES:
-        raise ExportError(
-            f"{size / 2**30:.1f} GiB of weights do not fit into one ONNX file (2 GiB); "
-            "use a smaller width, or --weights float16"
-        )
-    model = build_model(network, manifest)
-    onnx.checker.check_model(model, full_check=True)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(model.SerializeToString())
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 @singledispatch

@@ -67,7 +67,10 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
             else:
                 operations.append(SIMPLE[entry["kind"]]())
         head: Head = HEADS[structure["head"]](**_under("head", weights))
-        return FrozenNetwork(int(structure["image_size"]), tuple(operations), head)
+        image_size = structure["image_size"]
+        if type(image_size) is not int:
+            raise ValueError(f"image size {image_size!r}")
+        return FrozenNetwork(image_size, tuple(operations), head)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise ModelError(f"the manifest does not describe a network ({error!r})") from error
     except LipdeployError as error:
@@ -76,7 +79,11 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
 
 def _restore_linear(entry: dict[str, Any], weights: dict[str, Weights]) -> Linear:
     bias = weights.pop("bias")
-    return Linear(FORMS[entry["form"]](**entry["parameters"], **weights), bias)
+    parameters = entry["parameters"]
+    for name, value in parameters.items():
+        if type(value) is not (float if name == "scale" else int):
+            raise ValueError(f"{name} {value!r}")
+    return Linear(FORMS[entry["form"]](**parameters, **weights), bias)
 
 
 def _under(prefix: str, weights: dict[str, Weights]) -> dict[str, Weights]:
@@ -168,8 +175,27 @@ class Manifest:
                 _positive(error["constant"]), _positive(error["slope"])
             )
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"the manifest is damaged ({error!r})") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ModelError(
+                f"the manifest is damaged ({error!r}); export the model again"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """An engine that was read or just made.
+
+    Attributes:
+        name: its file, or what it was made from.
+        network: what it runs.
+        manifest: what it says of itself.
+        data: the bytes that run.
+    """
+
+    name: str
+    network: FrozenNetwork
+    manifest: Manifest
+    data: bytes
 
 
 def _positive(value: object) -> float:

@@ -49,5 +49,9 @@ class EngineError(LipdeployError):
     """An engine cannot run here, or not on the device that was asked for."""
 
 
+class OutputError(LipdeployError):
+    """A file cannot be written."""
+
+
 class TrainingError(LipdeployError):
     """A training run cannot start, go on or be resumed."""

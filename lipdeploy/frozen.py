@@ -24,6 +24,9 @@ Weights = NDArray[Any]
 Grid = tuple[int, int]
 """Side and channels of a grid."""
 
+MAX_IMAGE_SIZE = 1024
+"""Largest side of the input; a file that claims more would be asked for memory that nobody has."""
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -146,6 +149,8 @@ class FrozenNetwork:
     head: Head
 
     def __post_init__(self) -> None:
+        if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ShapeError(f"images of {self.image_size} pixels, limit {MAX_IMAGE_SIZE}")
         shape = (self.image_size, 3)
         for operation in self.operations:
             shape = operation.shape_after(shape)

@@ -69,6 +69,12 @@ def check_features(head: Head, features: Array) -> None:
         )
 
 
+def _check_affine(weight: Weights, bias: Weights) -> None:
+    """Raise ShapeError unless x -> W x + b is a map; a bias that numpy would spread is none."""
+    if weight.ndim != 2 or 0 in weight.shape or bias.shape != weight.shape[:1]:
+        raise ShapeError(f"head: weight of shape {weight.shape} and bias of shape {bias.shape}")
+
+
 @dataclass(frozen=True, eq=False)
 class LinearHead:
     """Logits W z + b.
@@ -81,6 +87,9 @@ class LinearHead:
     kind: ClassVar[str] = "linear"
     weight: Weights
     bias: Weights
+
+    def __post_init__(self) -> None:
+        _check_affine(self.weight, self.bias)
 
     @property
     def features(self) -> int:
@@ -164,6 +173,11 @@ class MlpHead:
     curvature: Array
 
     def __post_init__(self) -> None:
+        _check_affine(self.hidden_weight, self.hidden_bias)
+        _check_affine(self.weight, self.bias)
+        shapes = self.hidden_weight.shape[0], self.curvature.shape
+        if shapes != (self.weight.shape[1], (self.classes, self.classes)):
+            raise ShapeError(f"mlp head: hidden features and curvature of shape {shapes}")
         if not np.all(np.isfinite(self.curvature) & (self.curvature >= 0)):
             raise BoundError("a curvature constant is negative or not finite")
 

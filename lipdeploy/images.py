@@ -48,6 +48,7 @@ PREPROCESSING = {
 """The one rule from decoded pixels to network input; kept in models and engines."""
 
 MAX_PIXELS = 50_000_000
+MIN_SIDE = 4
 MAX_FILE_BYTES = 200 << 20
 MODES = frozenset({"1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr"})
 FILE_NORMS = {"RGB": 1.0, "L": up(3**0.5)}
@@ -91,6 +92,10 @@ def decode(source: ImageSource) -> DecodedImage:
             raise
         except UnidentifiedImageError as error:
             raise ImageError(f"not a readable image (none of {', '.join(FORMATS)})") from error
+        except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            raise ImageError(
+                f"more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller"
+            ) from error
         # Pillow's plugins raise many kinds of errors on hostile bytes; all mean the same here.
         except Exception as error:
             raise ImageError(f"not a readable image ({_one_line(error)})") from error
@@ -124,10 +129,10 @@ def _to_rgb(image: Image.Image) -> DecodedImage:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise ImageError(
-            f"{width} x {height} pixels, limit {MAX_PIXELS / 1e6:.0f} million: make it smaller"
+            f"{width} x {height} pixels, limit {MAX_PIXELS / 1e6:.0f} million; make it smaller"
         )
     if image.mode not in MODES:
-        raise ImageError(f"pixel mode {image.mode!r} is not supported: save it as 8-bit RGB")
+        raise ImageError(f"pixel mode {image.mode!r} is not supported; save it as 8-bit RGB")
     has_alpha = image.mode in {"LA", "PA", "RGBA"} or "transparency" in image.info
     is_plain = not has_alpha and _has_8_bits(image)
     file_norm = FILE_NORMS.get(image.mode) if is_plain else None
@@ -182,19 +187,26 @@ class LinearResize:
 
     def __call__(self, pixels: Pixels) -> Array:
         """Map (height, width, 3) to (3, size, size), both 0 ... 255, in float64."""
-        planes = pixels.transpose(2, 0, 1).astype(np.float64)
+        planes = pixels.transpose(2, 0, 1)
         if self.is_identity:
-            return planes
-        resized: Array = self.rows @ planes @ self.columns.T
-        return resized
+            return planes.astype(np.float64)
+        # One colour at a time: in float64 a photograph takes eight times its size.
+        return np.stack([self.rows @ plane.astype(np.float64) @ self.columns.T for plane in planes])
 
 
 @lru_cache(maxsize=256)
 def linear_resize(height: int, width: int, size: int) -> LinearResize:
     """The map for images of height x width pixels; raises ImageError for extreme shapes."""
     shorter, longer = sorted((height, width))
+    if shorter < MIN_SIDE:
+        raise ImageError(
+            f"{width} x {height} pixels, expected at least {MIN_SIDE} on each side; give the "
+            "picture itself, not a thumbnail"
+        )
     if longer > 100 * shorter:
-        raise ImageError(f"{width} x {height} pixels: the sides differ by more than 100 times")
+        raise ImageError(
+            f"{width} x {height} pixels: the sides differ by more than 100 times; cut out a part"
+        )
     if height == width == size:
         identity = np.eye(size)
         return LinearResize(identity, identity, 1.0)
@@ -240,7 +252,7 @@ def network_input(source: ImageSource, size: int) -> NetworkInput:
     if resize.is_identity:
         return NetworkInput(pixels, 0.0, norm)
     size_after = float(frobenius_upper(exact.reshape(1, -1)))
-    size_before = float(frobenius_upper(image.pixels.reshape(1, -1)))
+    size_before = up(255 * up(image.pixels.size**0.5))
     weights = float(frobenius_upper(resize.rows) * frobenius_upper(resize.columns))
     products = gamma(height + width + 4) * weights * size_before
     error = (2.0**-24 * size_after + products) * (1 + 1e-6) + 1e-30

@@ -89,8 +89,15 @@ class _OneMatrix:
         matrix: applied from the right.
     """
 
+    form: ClassVar[str]
     grid: int
     matrix: Weights
+
+    def __post_init__(self) -> None:
+        if self.grid < 1 or self.matrix.ndim != 2:
+            raise ShapeError(
+                f"{self.form}: matrix of shape {self.matrix.shape} on a grid of {self.grid}"
+            )
 
     def parameters(self) -> dict[str, Any]:
         """The side of the grid."""
@@ -148,6 +155,11 @@ class DenseMatrix(_OneMatrix):
     """One matrix, shape (n * n * c_in, n * n * c_out), on flattened (row, column, channel)."""
 
     form: ClassVar[str] = "dense"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(side % self.grid**2 for side in self.matrix.shape):
+            raise ShapeError(f"dense: matrix of shape {self.matrix.shape} on a grid of {self.grid}")
 
     @property
     def in_channels(self) -> int:

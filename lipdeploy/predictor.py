@@ -10,7 +10,7 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from lipdeploy.artifact import Manifest
+from lipdeploy.artifact import Engine
 from lipdeploy.certificate import (
     ASSUMPTIONS,
     GUARANTEES,
@@ -20,14 +20,15 @@ from lipdeploy.certificate import (
     integer_budget,
     scale_radius,
 )
+from lipdeploy.choices import check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
-from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.exporters.onnx_file import read_onnx
 from lipdeploy.heads import MlpHead
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
 from lipdeploy.locate import find_model
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
-from lipdeploy.runtimes.onnx import Device, OnnxRuntime, read_onnx
+from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
 
 RuntimeChoice = Literal["onnxruntime", "numpy"]
 NOT_CERTIFIED = "the class does not lead all others by more than the numerical error"
@@ -101,8 +102,8 @@ class Predictor:
     """Classifies images with an engine file and certifies the answers.
 
     Args:
-        model: path of an engine, as written by `lipdeploy export`; None for the one that
-            `lipdeploy predict` would take (see `lipdeploy.locate.find_model`).
+        model: path of an engine, as written by `lipdeploy export`, or an engine in memory; None for
+            the one that `lipdeploy predict` would take (see `lipdeploy.locate.find_model`).
         certify: whether to compute certificates.
         guarantee: which statement; "network".
         device: "auto", "cpu" or "cuda".
@@ -117,7 +118,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: str | Path | None = None,
+        model: str | Path | Engine | None = None,
         *,
         certify: bool = True,
         guarantee: str = "network",
@@ -125,12 +126,13 @@ class Predictor:
         runtime: RuntimeChoice = "onnxruntime",
         batch_size: int = 64,
     ) -> None:
-        self.model = find_model(None)[0] if model is None else Path(model)
         self.certify, self.guarantee, self.batch_size = certify, guarantee, batch_size
         _check_arguments(guarantee, device, runtime, batch_size)
-        self.network, self.manifest, data = _read_engine(self.model)
+        if not isinstance(model, Engine):
+            model = _read_engine(find_model(None)[0] if model is None else Path(model))
+        self.model, self.network, self.manifest = model.name, model.network, model.manifest
         self.runtime: Runtime = (
-            NumpyRuntime(self.network) if runtime == "numpy" else OnnxRuntime(data, device)
+            NumpyRuntime(self.network) if runtime == "numpy" else OnnxRuntime(model.data, device)
         )
 
     def __enter__(self) -> Self:
@@ -147,6 +149,11 @@ class Predictor:
     def close(self) -> None:
         """Let go of the engine."""
         self.__dict__.pop("runtime", None)
+
+    @property
+    def description(self) -> str:
+        """Model, hash of its content, engine, device: what a result was made with."""
+        return f"{self.model}, content {self.manifest.sha256}, {self.runtime.description}"
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -236,26 +243,23 @@ def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSour
 
 
 def _check_arguments(guarantee: str, device: str, runtime: str, batch_size: int) -> None:
-    if guarantee not in GUARANTEES:
-        raise UsageError(f"guarantee {guarantee!r}: expected {', '.join(GUARANTEES)}")
-    if device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"device {device!r}: expected auto, cpu or cuda")
-    if runtime not in RUNTIMES:
-        raise UsageError(f"runtime {runtime!r}: expected one of {', '.join(RUNTIMES)}")
+    check_choice("--guarantee", guarantee, GUARANTEES)
+    check_choice("--device", device, DEVICES)
+    check_choice("--runtime", runtime, RUNTIMES)
     if runtime == "numpy" and device == "cuda":
-        raise UsageError("the numpy runtime has no GPU; use runtime onnxruntime")
+        raise UsageError("the numpy runtime has no GPU; use --runtime onnxruntime")
     if batch_size < 1:
-        raise UsageError(f"batch size must be at least 1, got {batch_size}")
+        raise UsageError(f"--batch {batch_size}: must be at least 1")
 
 
-def _read_engine(path: Path) -> tuple[FrozenNetwork, Manifest, bytes]:
+def _read_engine(path: Path) -> Engine:
     if path.suffix == ".pt":
         raise ModelError(
             f"{path}: a trained model, not an engine; run 'lipdeploy export {path}' and use the "
             "file that it writes"
         )
-    network, manifest, data = read_onnx(path)
-    expected = {"size": network.image_size, **PREPROCESSING}
-    if manifest.preprocessing != expected:
+    engine = read_onnx(path)
+    expected = {"size": engine.network.image_size, **PREPROCESSING}
+    if engine.manifest.preprocessing != expected:
         raise ModelError(f"{path}: made for another preprocessing; export it again")
-    return network, manifest, data
+    return engine

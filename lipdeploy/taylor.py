@@ -14,6 +14,9 @@ from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.operators import Array, Weights, check_shape, exact
 from lipdeploy.rounding import Step, exponential_remainder_upper
 
+MAX_DEGREE = 200
+"""Far beyond what any kernel of training needs; a file that claims more would run for ever."""
+
 
 @dataclass(frozen=True, eq=False)
 class TaylorConv:
@@ -37,6 +40,11 @@ class TaylorConv:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers = (self.grid, self.in_channels, self.out_channels, self.degree)
+        if min(numbers) < 1:
+            raise ShapeError(f"taylor: grid, channels and degree {numbers} must be positive")
+        if self.degree > MAX_DEGREE or not math.isfinite(self.scale):
+            raise ShapeError(f"taylor: degree {self.degree}, scale {self.scale}")
         k, c = math.isqrt(len(self.taps)), max(self.in_channels, self.out_channels)
         if self.taps.ndim != 3 or k % 2 == 0 or self.taps.shape != (k * k, c, c):
             raise ShapeError(f"taylor: taps of shape {self.taps.shape} for {c} channels")

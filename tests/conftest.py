@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_network, write_image_folder
+from helpers import ignore, make_network, write_image_folder
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.training.data import Dataset, load_folder
 from lipdeploy.training.lipconvnet import LipConvNet
 
 SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
@@ -58,6 +59,19 @@ def bundled() -> LipConvNet:
 def image_folder(tmp_path: Path) -> Path:
     """A dataset of two classes, dark and bright, 12 images of 8 x 8 pixels each."""
     return write_image_folder(tmp_path / "tiny", side=8)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder for decoded datasets."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def small(image_folder: Path, cache: Path) -> Dataset:
+    """The training part of `image_folder`."""
+    return load_folder(image_folder, None, 1, ignore)
 
 
 @pytest.fixture

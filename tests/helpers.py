@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lipdeploy.training.data import Dataset
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.loop import EpochMetrics, Trainer, TrainingOptions
 
 
 def make_network(
@@ -41,3 +43,25 @@ def write_image_folder(root: Path, side: int, count: int = 12) -> Path:
                 pixels = generator.normal(level, 20, (side, side, 3)).clip(0, 255)
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
     return root
+
+
+def ignore(*_: object, **__: object) -> None:
+    """Hear nothing: progress and notes."""
+
+
+class Silent:
+    """Watches a run and says nothing."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None: ...
+
+    def epoch(self, metrics: EpochMetrics) -> None: ...
+
+
+def make_trainer(
+    dataset: Dataset, folder: Path, head: str = "lln", padding: str = "circular", **options: object
+) -> Trainer:
+    """A run of four epochs of four steps on two classes of 8 x 8 pixels."""
+    architecture = Architecture(8, 2, width=4, head=head, padding=padding)
+    defaults = {"epochs": 4, "batch_size": 6, "validation": 0.2, "learning_rate": 0.05}
+    chosen = TrainingOptions(**(defaults | options))
+    return Trainer(dataset, architecture, chosen, folder, "lipdeploy train tiny")

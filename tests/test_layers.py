@@ -265,8 +265,8 @@ def test_networks_are_lipschitz_with_four_times_the_pixels(
         ({"classes": 1}, "at least 2 classes"),
         ({"width": 7}, "even"),
         ({"depth": 7}, "multiple of 5"),
-        ({"head": "lnl"}, "head must be one of"),
-        ({"padding": "none"}, "padding must be one of"),
+        ({"head": "lnl"}, "expected one of linear, lln, mlp"),
+        ({"padding": "none"}, "expected one of circular, zero"),
     ],
 )
 def test_impossible_architectures_are_refused(change: dict[str, object], message: str) -> None:

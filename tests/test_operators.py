@@ -212,7 +212,7 @@ def test_blocks_that_do_not_fit_the_grid_are_refused() -> None:
 
 def test_a_series_that_would_never_end_is_refused() -> None:
     kernel = taps(4, scale=50.0)
-    with pytest.raises(FreezeError, match="more than 64"):
+    with pytest.raises(FreezeError, match="more than 200"):
         freeze.taylor_conv(kernel, LayerShape(3, 4, 4, 3, "zero"))
 
 

@@ -164,7 +164,7 @@ def test_the_table_shows_radii_and_what_they_mean(predict: Cli, samples: Path) -
         (["--certify", "--min-radius", "-1"], "negative"),
         (["--certify", "--min-radius", "1e400"], "as 36/255"),
         (["--guarantee", "program"], "expected network"),
-        (["--device", "tpu"], "auto, cpu or cuda"),
+        (["--device", "tpu"], "expected one of auto, cpu, cuda"),
         (["--runtime", "onx"], "expected one of"),
         (["--batch", "0"], "at least 1"),
     ],
@@ -210,7 +210,7 @@ def test_without_a_model_the_predictor_takes_the_default(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LIPDEPLOY_MODEL", raising=False)
     with Predictor() as predictor:
-        assert predictor.model == bundled_model()
+        assert predictor.model == str(bundled_model())
         assert next(predictor(samples / "cat-0000.jpg")).radius > 0
 
 
@@ -225,10 +225,10 @@ def test_an_engine_that_returns_nan_gives_an_error_row(samples: Path) -> None:
 
 
 def test_shown_radii_are_rounded_down() -> None:
-    from lipdeploy.report import _radius
+    from lipdeploy.report.prediction import shown_radius
 
     for radius in np.nextafter(np.arange(1, 2000) / 100, 0):
-        shown = str(_radius(Fraction(float(radius)))).removesuffix("/255")
+        shown = str(shown_radius(Fraction(float(radius)))).removesuffix("/255")
         assert shown == "not certified" or Fraction(shown) <= Fraction(float(radius))
 
 
@@ -282,31 +282,6 @@ def test_patterns_and_directories_hold_pictures_only(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert find_images([str(tmp_path / "empty")]) == [tmp_path / "empty"]
     assert find_images([f"{tmp_path}/*.jpeg"]) == [Path(f"{tmp_path}/*.jpeg")]
-
-
-def test_every_command_and_option_has_help_and_an_example() -> None:
-    from typer.main import get_command
-
-    from lipdeploy.cli import app
-
-    commands = get_command(app).commands
-    assert set(commands) == {"train", "export", "predict"}
-    for name, command in commands.items():
-        assert f"Example: lipdeploy {name} " in command.help
-        assert all(getattr(parameter, "help", None) for parameter in command.params), name
-
-
-@pytest.mark.parametrize("command", [[], ["train"], ["export"], ["predict"]])
-def test_help_is_printed(run_cli: Cli, command: list[str]) -> None:
-    status, output, _ = run_cli(*command, "--help")
-    assert status == 0
-    assert "Usage" in output
-
-
-def test_the_version_is_that_of_the_package(run_cli: Cli) -> None:
-    import lipdeploy
-
-    assert run_cli("--version")[1].strip() == f"lipdeploy {lipdeploy.__version__}"
 
 
 def test_debug_shows_the_traceback(run_cli: Cli, samples: Path) -> None:

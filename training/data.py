@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -14,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lipdeploy.errors import DatasetError, ImageError
-from lipdeploy.images import SUFFIXES, decode, linear_resize
+from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.errors import DatasetError, ImageError, OutputError
+from lipdeploy.images import decode, linear_resize
 
-CIFAR_NAMES = ("cifar10", "cifar100")
 Progress = Callable[[int, int], None]
 DEFAULT_LARGEST_SIDE = 64
 """Larger photographs are reduced to this unless a size is asked for."""
@@ -57,65 +58,40 @@ class Dataset:
     images: LabelledImages
 
 
-@dataclass(frozen=True)
-class Folder:
-    """An image folder: files and labels under `root`/`part`/<class>/*."""
-
-    classes: tuple[str, ...]
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-
-
-def scan_folder(root: Path, part: str) -> Folder:
-    """List the images of `root`/`part`/<class>/*, classes and files in the order of their names.
-
-    Raises:
-        DatasetError: if the layout is another one, or a class has no image.
-    """
-    base = root / part
-    if not base.is_dir():
-        raise DatasetError(
-            f"{root}: expected folders {part}/<class>/* with images, found no {base}"
-        )
-    names = sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if len(names) < 2:
-        raise DatasetError(f"{base}: found {len(names)} class folders, expected at least 2")
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        found = sorted(p for p in (base / name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise DatasetError(f"{base / name}: a class without images; add some or remove it")
-        files += found
-        labels += [label] * len(found)
-    return Folder(tuple(names), tuple(files), tuple(labels))
-
-
 def _decode_file(path: Path, size: int) -> NDArray[Any]:
     try:
         pixels = decode(path).pixels
         resized = linear_resize(pixels.shape[0], pixels.shape[1], size)(pixels)
     except ImageError as error:
-        raise DatasetError(f"{path}: {error}") from error
+        raise DatasetError(f"{path!s}: {error}") from error
     whole = pixels.shape[:2] == (size, size)
     return resized.astype(np.uint8 if whole else np.float16)
 
 
-def _decode_chunk(task: tuple[tuple[Path, ...], int]) -> NDArray[Any]:
+def _decode_chunk(task: tuple[Sequence[Path], int]) -> NDArray[Any]:
     files, size = task
     return np.stack([_decode_file(path, size) for path in files])
 
 
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def decode_files(
-    files: tuple[Path, ...], size: int, workers: int, progress: Progress
+    files: Sequence[Path], size: int, workers: int, progress: Progress
 ) -> NDArray[Any]:
     """Decode and resize files in parallel; shape (len(files), 3, size, size)."""
     chunks = [files[i : i + 512] for i in range(0, len(files), 512)]
     parts = []
-    with ProcessPoolExecutor(max(1, workers), mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        max(1, workers), get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+    )
+    try:
         for part in pool.map(_decode_chunk, [(chunk, size) for chunk in chunks]):
             parts.append(part)
             progress(sum(map(len, parts)), len(files))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return np.concatenate(parts)
 
 
@@ -125,9 +101,9 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "lipdeploy"
 
 
-def _fingerprint(folder: Folder, size: int) -> str:
+def _fingerprint(files: Sequence[Path], size: int) -> str:
     digest = hashlib.sha256(f"2 {size}".encode())
-    for path in folder.files:
+    for path in files:
         status = path.stat()
         digest.update(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
@@ -150,18 +126,41 @@ def load_folder(
         DatasetError: if the layout is wrong or an image cannot be read.
     """
     folder = scan_folder(root, part)
+    files = folder.sources
     if size is None:
-        size = min(*_first_shape(folder.files[0]), DEFAULT_LARGEST_SIDE)
-    cached = cache_folder() / f"{_fingerprint(folder, size)}.npy"
-    if not cached.is_file():
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        partial = cached.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as stream:
-            np.save(stream, decode_files(folder.files, size, workers, progress))
-        partial.replace(cached)
-    pixels = torch.from_numpy(np.load(cached))
-    images = LabelledImages(pixels, torch.tensor(folder.labels))
+        size = min(*_first_shape(files[0]), DEFAULT_LARGEST_SIDE)
+    cached = cache_folder() / f"{_fingerprint(files, size)}.npy"
+    pixels = _read_cache(cached, (len(files), 3, size, size))
+    if pixels is None:
+        pixels = decode_files(files, size, workers, progress)
+        _write_cache(cached, pixels)
+    images = LabelledImages(torch.from_numpy(pixels), torch.tensor(folder.labels))
     return Dataset(root.name, folder.classes, images)
+
+
+def _read_cache(path: Path, shape: tuple[int, ...]) -> NDArray[Any] | None:
+    try:
+        pixels = np.load(path)
+    except (OSError, ValueError, EOFError):  # not there, or damaged: decode again
+        return None
+    return pixels if pixels.shape == shape else None
+
+
+def _write_cache(path: Path, pixels: NDArray[Any]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as stream:
+                np.save(stream, pixels)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: the decoded images cannot be kept ({error.strerror}); make room, or set "
+            "XDG_CACHE_HOME to another folder"
+        ) from error
 
 
 def _first_shape(path: Path) -> tuple[int, int]:
@@ -173,11 +172,24 @@ def _first_shape(path: Path) -> tuple[int, int]:
 
 
 def load_cifar(name: str, root: Path) -> Dataset:
-    """Load the original CIFAR-10 or CIFAR-100 through torchvision, downloading it into `root`.
+    """Load the training part of CIFAR-10 or CIFAR-100, downloading it into `root`.
 
     Raises:
         DatasetError: if torchvision is missing or does not fit the installed torch.
     """
+    source = _torchvision_cifar(name, root, train=True)
+    pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
+    images = LabelledImages(pixels, torch.tensor(source.targets))
+    return Dataset(name, tuple(source.classes), images)
+
+
+def cifar_test_images(name: str, root: Path) -> LabelledSources[NDArray[np.uint8]]:
+    """The test part of CIFAR-10 or CIFAR-100, for evaluation only; raises as `load_cifar`."""
+    source = _torchvision_cifar(name, root, train=False)
+    return LabelledSources(f"{name} test", tuple(source.classes), source.data, source.targets)
+
+
+def _torchvision_cifar(name: str, root: Path, *, train: bool) -> Any:  # noqa: ANN401
     try:
         from torchvision.datasets import CIFAR10, CIFAR100
     except (ImportError, RuntimeError) as error:
@@ -186,10 +198,13 @@ def load_cifar(name: str, root: Path) -> Dataset:
             "install lipdeploy[cifar], or give a folder with train/<class>/* images"
         ) from error
     kind = CIFAR10 if name == "cifar10" else CIFAR100
-    source = kind(str(root), train=True, download=True)
-    pixels = torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous()
-    images = LabelledImages(pixels, torch.tensor(source.targets))
-    return Dataset(name, tuple(source.classes), images)
+    try:
+        return kind(str(root), train=train, download=True)
+    except (OSError, RuntimeError) as error:
+        raise DatasetError(
+            f"{name} cannot be downloaded into {root} ({error}); try again, or give --data the "
+            "folder that already holds it"
+        ) from error
 
 
 def split_validation(

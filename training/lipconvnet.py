@@ -1,10 +1,13 @@
 """LipConvNet-5k (Singla & Feizi, 2021 and 2022) for any width, image size and number of classes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
+from lipdeploy.choices import check_choice
 from lipdeploy.errors import UsageError
 from lipdeploy.training.activations import ChannelMax, MaxMin, SpaceToDepth
 from lipdeploy.training.heads import HEADS, HeadName, make_head
@@ -37,6 +40,9 @@ class Architecture:
     padding: Padding = "circular"
 
     def __post_init__(self) -> None:
+        numbers = (self.image_size, self.classes, self.width, self.depth)
+        if not all(isinstance(number, int) for number in numbers):
+            raise UsageError(f"sizes must be whole numbers, got {numbers}")
         if self.image_size < 4:
             raise UsageError(f"image size must be at least 4, got {self.image_size}")
         if self.classes < 2:
@@ -45,10 +51,8 @@ class Architecture:
             raise UsageError(f"width must be an even number of at least 4, got {self.width}")
         if self.depth < 5 or self.depth % 5:
             raise UsageError(f"depth must be a multiple of 5 (5, 10, 15, ...), got {self.depth}")
-        if self.head not in HEADS:
-            raise UsageError(f"head must be one of {', '.join(HEADS)}, got {self.head!r}")
-        if self.padding not in PADDINGS:
-            raise UsageError(f"padding must be one of {', '.join(PADDINGS)}, got {self.padding!r}")
+        check_choice("--head", self.head, HEADS)
+        check_choice("--padding", self.padding, PADDINGS)
 
     def grids(self) -> list[int]:
         """Side of the grid before each block and after the last one.
@@ -60,6 +64,15 @@ class Architecture:
         while sides[-1] > 1 and (len(sides) <= STANDARD_BLOCKS or sides[-1] > 2):
             sides.append((sides[-1] + 1) // 2)
         return sides
+
+    def kernel_channels(self) -> Iterator[int]:
+        """Channels of each skew kernel, first layer to last."""
+        channels = self.width
+        yield max(3, channels)
+        for _ in self.grids()[1:]:
+            yield from repeat(channels, self.depth // 5 - 1)
+            yield 4 * channels
+            channels *= 2
 
 
 class LipConvNet(nn.Module):

@@ -1,6 +1,7 @@
 """The training loop: epochs, schedule, checkpoints, resume."""
 
 import csv
+import io
 import math
 import time
 from collections.abc import Iterator
@@ -11,14 +12,17 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lipdeploy.choices import check_choice
 from lipdeploy.errors import TrainingError, UsageError
+from lipdeploy.files import make_writable_folder, not_writable, write_atomically
 from lipdeploy.training.checkpoint import (
     FORMAT_VERSION,
     ModelCard,
     TrainedModel,
+    all_finite,
     current_versions,
-    save_atomically,
     save_model,
+    save_tensors,
 )
 from lipdeploy.training.data import (
     Dataset,
@@ -33,6 +37,8 @@ from lipdeploy.training.losses import correct, training_loss
 from lipdeploy.training.skew import SkewKernel
 
 CHECKPOINT_FORMAT = "lipdeploy-checkpoint"
+CHECKPOINT_NAME = "checkpoint.pt"
+PREVIOUS_NAME = "checkpoint.previous.pt"
 EVALUATION_BATCH = 500
 GRADIENT_LIMIT = 5.0
 """Longer gradients are cut to this length. Without it kernels can outrun their norm estimate: 36
@@ -40,6 +46,7 @@ images met gradients of 60 and then diverged, where 40 steps on CIFAR-10 had a m
 EXAMPLES = 16
 """Images kept in a model file, to check engines on."""
 Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,7 @@ class TrainingOptions:
                 raise UsageError(f"{name} must be positive, got {value}")
         if not 0 <= self.validation < 1:
             raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise UsageError(f"precision must be float32 or bfloat16, got {self.precision!r}")
+        check_choice("--precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -110,6 +116,8 @@ class Observer(Protocol):
 
 class Trainer:
     """One training run in a folder with model.pt, checkpoint.pt and metrics.csv.
+
+    The checkpoint before the last one is kept as checkpoint.previous.pt.
 
     Args:
         dataset: its training part.
@@ -149,6 +157,27 @@ class Trainer:
         )
         self.finished_epochs = 0
         self.accuracy = 0.0
+        self._stop_requested = False
+
+    @property
+    def description(self) -> str:
+        """Network, images and schedule in one line."""
+        parameters = sum(p.numel() for p in self.network.parameters())
+        return (
+            f"{self.architecture}, {parameters:,} parameters; {len(self.training)} images to train "
+            f"on, {len(self.validation)} set aside; {self.steps} steps of {self.batch_size} images "
+            f"an epoch; {self.options}"
+        )
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self.finished_epochs >= self.options.epochs
+
+    def stop_after_epoch(self) -> bool:
+        """Ask `run` to return after the running epoch; whether that is the first time."""
+        is_first, self._stop_requested = not self._stop_requested, True
+        return is_first
 
     @property
     def has_learned(self) -> bool:
@@ -158,7 +187,12 @@ class Trainer:
     @property
     def checkpoint_path(self) -> Path:
         """The run's checkpoint."""
-        return self.folder / "checkpoint.pt"
+        return self.folder / CHECKPOINT_NAME
+
+    @property
+    def previous_path(self) -> Path:
+        """The checkpoint before the last one."""
+        return self.folder / PREVIOUS_NAME
 
     @property
     def model_path(self) -> Path:
@@ -166,17 +200,22 @@ class Trainer:
         return self.folder / "model.pt"
 
     def run(self, observer: Observer) -> None:
-        """Train the epochs that are left; a checkpoint and a model are written after each.
+        """Train the epochs that are left, until `stop_after_epoch`.
+
+        A checkpoint and a model are written after each epoch.
 
         Raises:
-            TrainingError: if the loss is not finite.
+            TrainingError: if the loss or a weight is not finite; the last checkpoint stays.
+            OutputError: if a file cannot be written; likewise.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_writable_folder(self.folder)
         if self.finished_epochs == 0:
-            (self.folder / "metrics.csv").unlink(missing_ok=True)
-        self.save()
-        while self.finished_epochs < self.options.epochs:
+            self._forget_rows_after(0)
+            self.save()
+        while not (self.is_finished or self._stop_requested):
             metrics = self._epoch(observer)
+            if not all_finite(self.network):
+                raise self._diverged("a weight is not finite")
             self.accuracy = metrics.accuracy
             self.finished_epochs += 1
             self._append(metrics)
@@ -227,15 +266,20 @@ class Trainer:
         loss = self._loss(logits, labels)
         value = loss.item()
         if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} in epoch {self.finished_epochs + 1}; resume with a lower "
-                f"--lr from {self.checkpoint_path}, or use --precision float32"
-            )
+            raise self._diverged(f"the loss became {value}")
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_LIMIT)
         self.optimizer.step()
         self.scheduler.step()
         return value, logits.detach()
+
+    def _diverged(self, what: str) -> TrainingError:
+        lower = self.options.learning_rate / 4
+        return TrainingError(
+            f"{what} in epoch {self.finished_epochs + 1}; {self.checkpoint_path} holds epoch "
+            f"{self.finished_epochs}: go on from there with --resume --lr {lower:g}, or with "
+            "--resume --precision float32"
+        )
 
     @torch.no_grad()
     def evaluate(self, images: LabelledImages) -> tuple[float, float]:
@@ -252,21 +296,32 @@ class Trainer:
             hits += correct(logits, chosen.labels)
         return total / len(images), hits / len(images)
 
+    @property
+    def _metrics_path(self) -> Path:
+        return self.folder / "metrics.csv"
+
     def _append(self, metrics: EpochMetrics) -> None:
-        path = self.folder / "metrics.csv"
-        is_new = not path.is_file()
-        with path.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(asdict(metrics)))
-            if is_new:
-                writer.writeheader()
-            writer.writerow(asdict(metrics))
+        row = asdict(metrics)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(row))
+        if not self._metrics_path.is_file():
+            writer.writeheader()
+        writer.writerow(row)
+        try:
+            with self._metrics_path.open("a", newline="") as stream:
+                stream.write(text.getvalue())
+        except OSError as error:
+            raise not_writable(self._metrics_path, error) from error
 
     def _forget_rows_after(self, epoch: int) -> None:
         """Drop rows of metrics.csv that a run wrote just before it was killed."""
-        path = self.folder / "metrics.csv"
-        if path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(lines[: epoch + 1]))
+        if not self._metrics_path.is_file():
+            return
+        rows = self._metrics_path.read_bytes().splitlines(keepends=True)[: epoch + 1]
+        if epoch:
+            write_atomically(b"".join(rows), self._metrics_path)
+        else:
+            self._metrics_path.unlink()
 
     def save(self) -> None:
         """Write model.pt and checkpoint.pt, each atomically."""
@@ -280,7 +335,7 @@ class Trainer:
         source = self.validation if len(self.validation) else self.training
         model = TrainedModel(self.network, card, source.pixels[:EXAMPLES].clone())
         save_model(model, self.model_path)
-        save_atomically(self._state(), self.checkpoint_path)
+        save_tensors(self._state(), self.checkpoint_path, previous=self.previous_path)
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -300,6 +355,8 @@ class Trainer:
     def resume(self, state: dict[str, Any]) -> None:
         """Go back to a state read from a checkpoint.
 
+        Where this run's learning rate is another one, the whole rest of the schedule is scaled.
+
         Raises:
             TrainingError: if it belongs to another network, dataset or schedule.
         """
@@ -315,6 +372,13 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.finished_epochs = state["finished_epochs"]
+        self._scale_learning_rate(self.options.learning_rate / state["options"]["learning_rate"])
+
+    def _scale_learning_rate(self, factor: float) -> None:
+        if factor != 1:
+            for group in self.optimizer.param_groups:
+                for name in ("lr", "initial_lr", "max_lr", "min_lr"):
+                    group[name] *= factor
 
 
 def _usable_device(name: str) -> torch.device:

@@ -1,67 +1,14 @@
-"""ONNX files: reading the network out of one, and running one with ONNX Runtime."""
+"""Running the bytes of an ONNX file with ONNX Runtime."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx
-from numpy.typing import NDArray
-from onnx import numpy_helper
 
-from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
-from lipdeploy.errors import EngineError, ModelError
-from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
 
-DTYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 Device = Literal["auto", "cpu", "cuda"]
-
-
-def read_onnx(path: Path) -> tuple[FrozenNetwork, Manifest, bytes]:
-    """Read the network and the manifest of a file written by `lipdeploy export --engine onnx`.
-
-    Returns:
-        Network, manifest and the bytes of the file, so that what is run is what was read.
-
-    Raises:
-        ModelError: if the file is missing, damaged, foreign, or its weights are not the manifest's.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror})") from error
-    try:
-        model = onnx.load_model_from_string(data)
-    # The parser raises protobuf's own error types, which differ between its versions.
-    except Exception as error:
-        raise ModelError(f"{path}: not an ONNX file, or a damaged one") from error
-    properties = {entry.key: entry.value for entry in model.metadata_props}
-    if MANIFEST_KEY not in properties:
-        raise ModelError(
-            f"{path}: an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'"
-        )
-    try:
-        manifest = Manifest.from_json(properties[MANIFEST_KEY])
-        return restore_checked(manifest, _weights(model)), manifest, data
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from error
-
-
-def _weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    tensors = list(model.graph.initializer)
-    if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors):
-        raise ModelError("keeps weights in other files, which lipdeploy never reads")
-    try:
-        arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"a weight is damaged ({error})") from error
-    named = {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
-    # A bias per position has an axis for the batch in the graph; the transposed basis is a copy.
-    return {
-        name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 else a
-        for name, a in named.items()
-        if not name.endswith(".basis_transposed")
-    }
+DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 
 
 class OnnxRuntime:

@@ -1,0 +1,97 @@
+"""`lipdeploy evaluate`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from lipdeploy.cli import options
+from lipdeploy.cli.values import holds_tensors, parse_radii
+from lipdeploy.errors import UsageError
+from lipdeploy.report.console import print_detail, print_json, stages
+
+if TYPE_CHECKING:
+    from lipdeploy.artifact import Engine
+    from lipdeploy.datasets import LabelledSources
+
+
+def evaluate(
+    model: options.EvaluatedModel,
+    dataset: options.TestData,
+    radii: options.Radii = None,
+    limit: options.Limit = None,
+    csv: options.ImageTable = None,
+    curve: options.Curve = None,
+    data: options.Data = Path("data"),
+    guarantee: options.Guarantee = "network",
+    device: options.Device = "auto",
+    runtime: options.Runtime = "onnxruntime",
+    batch: options.ImagesPerBatch = 64,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Count right answers, and right answers certified at each radius, on a test set.
+
+    Images that cannot be read count as wrong; exit status 1 if there are any.
+
+    Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --curve curve.png
+    """
+    from lipdeploy import plots
+    from lipdeploy.evaluation import STANDARD_RADII, Evaluation, outcomes
+    from lipdeploy.predictor import Predictor
+    from lipdeploy.report import evaluation as report
+
+    counted = parse_radii(radii) if radii else STANDARD_RADII
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
+    if curve is not None:
+        plots.check_matplotlib()
+    images = _test_images(dataset, data)
+    images = images if limit is None else images.spread(limit)
+    arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
+    result, start = Evaluation(), time.perf_counter()
+    with Predictor(_engine(model), batch_size=batch, **arguments) as predictor:
+        print_detail(
+            f"{predictor.model}: {predictor.manifest.sha256}, {predictor.runtime.description}"
+        )
+        with report.image_table(csv) as write_image:
+            for outcome in report.watched(outcomes(predictor, images), len(images)):
+                result.add(outcome)
+                write_image(outcome)
+        seconds = time.perf_counter() - start
+        summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
+    if curve is not None:
+        title = f"{predictor.model} on {result.images} images of {images.name}"
+        plots.write_curve(result, counted, title, guarantee, curve)
+    if as_json:
+        print_json(summary)
+    else:
+        report.write_evaluation(summary)
+    if result.unreadable:
+        raise typer.Exit(1)
+
+
+def _test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
+    """The test part of a dataset that has a name, or of a folder."""
+    from lipdeploy.datasets import CIFAR_NAMES, scan_folder, unknown_dataset
+
+    if dataset in CIFAR_NAMES:
+        from lipdeploy.training.data import cifar_test_images
+
+        return cifar_test_images(dataset, data)
+    if not Path(dataset).is_dir():
+        raise unknown_dataset(dataset)
+    return scan_folder(Path(dataset), "test")
+
+
+def _engine(model: Path) -> "Path | Engine":
+    """An engine file as it is; a trained model, frozen as `export` would do it."""
+    if not holds_tensors(model):
+        return model
+    from lipdeploy.exporters.export import ExportOptions, build_engine
+
+    with stages() as stage:
+        return build_engine(model, ExportOptions(), stage)

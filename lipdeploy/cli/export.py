@@ -1,0 +1,30 @@
+"""`lipdeploy export`."""
+
+from typing import Any
+
+from lipdeploy.cli import options
+from lipdeploy.report.console import stages
+
+
+def export(
+    model: options.TrainedModel,
+    engine: options.Engine = "onnx",
+    output: options.Output = None,
+    form: options.Form = "auto",
+    weights: options.Weights = "float16",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Freeze a trained model into one engine file, prove its bounds, check it against float64.
+
+    Example: lipdeploy export runs/cifar10/model.pt --engine onnx
+    """
+    from lipdeploy.exporters.export import ExportOptions, export_model
+    from lipdeploy.report.export import export_summary
+
+    chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
+    export_options = ExportOptions(**chosen)
+    with stages() as stage:
+        exported = export_model(model, output or model.with_suffix(".onnx"), export_options, stage)
+    export_summary(exported)

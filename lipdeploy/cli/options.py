@@ -1,0 +1,222 @@
+"""The options of the commands, each with its help text; `cli` puts them together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lipdeploy.report.console import Verbosity, set_verbosity
+
+NETWORK = "Network"
+TRAINING = "Training"
+
+
+def _one_of(*values: str) -> Callable[[], list[str]]:
+    """What the shell offers after an option; what is accepted is decided where it is used."""
+    return lambda: list(values)
+
+
+def _quiet(value: bool) -> None:
+    if value:
+        set_verbosity(Verbosity.QUIET)
+
+
+def _verbose(value: bool) -> None:
+    if value:
+        set_verbosity(Verbosity.VERBOSE)
+
+
+# every command
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", callback=_quiet, help="Show results and errors only."),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", callback=_verbose, help="Show also what is done on the way."),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")]
+Device = Annotated[
+    str, typer.Option(autocompletion=_one_of("auto", "cpu", "cuda"), help="auto, cpu or cuda.")
+]
+
+# train
+TrainData = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=_one_of("cifar10", "cifar100"),
+        help="cifar10, cifar100, or a folder with train/<class>/* images.",
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run; by default runs/<dataset>-<time>.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the run in --out, with its options; only --lr and --precision can change.",
+    ),
+]
+Data = Annotated[Path, typer.Option(help="Where cifar10 and cifar100 are, or are downloaded to.")]
+Workers = Annotated[int, typer.Option(help="Decoding processes; 0 for one a core.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Side of the network's input; by default the first image's shorter side, at most 64.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Depth = Annotated[
+    int, typer.Option(help="5, 10, 15, ...: LipConvNet-DEPTH.", rich_help_panel=NETWORK)
+]
+Width = Annotated[int, typer.Option(help="Channels of the first layer.", rich_help_panel=NETWORK)]
+Head = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("linear", "lln", "mlp"),
+        help="linear (orthogonal), lln (unit rows) or mlp (certified by curvature).",
+        rich_help_panel=NETWORK,
+    ),
+]
+Padding = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("circular", "zero"),
+        help="circular (cheap to freeze) or zero.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Epochs = Annotated[int, typer.Option(help="Passes over the images.", rich_help_panel=TRAINING)]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(
+        help="Images a step; by default 256, fewer for small sets.", rich_help_panel=TRAINING
+    ),
+]
+LearningRate = Annotated[
+    float, typer.Option(help="Peak learning rate (one cycle).", rich_help_panel=TRAINING)
+]
+Offset = Annotated[
+    float,
+    typer.Option(
+        "--u",
+        help="Offset of the loss: the margin asked for, l2 in [0, 1] pixels.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Temperature = Annotated[
+    float,
+    typer.Option(
+        "--t",
+        help="Temperature of the loss; lower leans to clean accuracy.",
+        rich_help_panel=TRAINING,
+    ),
+]
+Curvature = Annotated[
+    float,
+    typer.Option(help="Weight of the curvature penalty of the mlp head.", rich_help_panel=TRAINING),
+]
+Validation = Annotated[
+    float,
+    typer.Option(help="Share of the training images set aside.", rich_help_panel=TRAINING),
+]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", rich_help_panel=TRAINING)]
+Precision = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("float32", "bfloat16"),
+        help="float32, or bfloat16 for the body.",
+        rich_help_panel=TRAINING,
+    ),
+]
+
+# export
+TrainedModel = Annotated[Path, typer.Argument(help="A trained model.pt.")]
+Engine = Annotated[str, typer.Option(autocompletion=_one_of("onnx"), help="onnx.")]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="The file; by default model.onnx beside the model."),
+]
+Form = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("auto", "spectral", "dense", "taylor"),
+        help="Form of the frozen layers: auto, spectral, dense or taylor.",
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("float16", "float32"),
+        help="How operators are stored: float16 (cast exactly) or float32.",
+    ),
+]
+
+# predict
+Images = Annotated[list[str], typer.Argument(help="Images, directories or glob patterns.")]
+Certify = Annotated[
+    bool, typer.Option("--certify", help="Return a guaranteed l2 radius for each image.")
+]
+EngineFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--model",
+        help="An exported engine; by default $LIPDEPLOY_MODEL, else the newest under ./runs, else "
+        "the bundled one.",
+    ),
+]
+Guarantee = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("network"), help="Statement to certify: network (see README)."
+    ),
+]
+MinRadius = Annotated[
+    str | None,
+    typer.Option(
+        help="Abstain where the radius at the network's input is below this, such as 36/255; "
+        "implies --certify."
+    ),
+]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("onnxruntime", "numpy"),
+        help="onnxruntime, or numpy for the float64 reference.",
+    ),
+]
+ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="CSV on standard output.")]
+
+# evaluate
+EvaluatedModel = Annotated[
+    Path, typer.Argument(help="An exported engine, or a model.pt, which is frozen as by export.")
+]
+TestData = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=_one_of("cifar10", "cifar100"),
+        help="cifar10, cifar100, or a folder with test/<class>/* images.",
+    ),
+]
+Radii = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--radii",
+        help="Radius to count at, as 36/255 or 0.5; several, or several separated by commas. By "
+        "default 36/255,72/255,108/255,1.",
+    ),
+]
+Limit = Annotated[
+    int | None, typer.Option(help="Only this many images, evenly spread over the classes.")
+]
+ImageTable = Annotated[Path | None, typer.Option("--csv", help="Write a CSV line an image here.")]
+Curve = Annotated[
+    Path | None, typer.Option(help="Draw certified accuracy against the radius here, as a PNG.")
+]
+
+# inspect
+Artifact = Annotated[Path, typer.Argument(help="An engine, a model.pt or a checkpoint.pt.")]

@@ -1,0 +1,71 @@
+"""`lipdeploy predict`."""
+
+from typing import Any
+
+import typer
+
+from lipdeploy.bounds import up
+from lipdeploy.cli import options
+from lipdeploy.cli.values import parse_radius
+from lipdeploy.errors import UsageError
+from lipdeploy.locate import find_images, find_model
+from lipdeploy.report.console import print_detail, print_note
+
+
+def predict(
+    images: options.Images,
+    certify: options.Certify = False,
+    model: options.EngineFile = None,
+    guarantee: options.Guarantee = "network",
+    min_radius: options.MinRadius = None,
+    device: options.Device = "auto",
+    runtime: options.Runtime = "onnxruntime",
+    batch: options.ImagesPerBatch = 64,
+    as_json: options.AsJson = False,
+    as_csv: options.AsCsv = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Classify images, with --certify by how far their pixels can move before the class could.
+
+    The radius is an l2 distance in the network's input, pixels in [0, 1]. Decoding a file into
+    pixels is outside the guarantee. Exit status: 1 if an image cannot be read, 3 if one is below
+    --min-radius.
+
+    Example: lipdeploy predict photos/ --certify --min-radius 36/255
+    """
+    from lipdeploy.report import prediction
+
+    if as_json and as_csv:
+        raise UsageError("--json and --csv exclude each other; choose one")
+    certify = certify or min_radius is not None
+    limit = None if min_radius is None else _rounded_up(min_radius)
+    sources = find_images(images)
+    path, reason = find_model(model)
+    if reason != "given":
+        print_note(f"model: {path} ({reason})")
+
+    from lipdeploy.predictor import Predictor
+
+    arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
+    with Predictor(path, certify=certify, batch_size=batch, **arguments) as predictor:
+        print_detail(
+            f"{predictor.model}: {predictor.manifest.sha256}, {predictor.runtime.description}"
+        )
+        rows = prediction.PredictionRows(predictor, limit)
+        stream = map(rows.row, predictor.attempt(sources))
+        if as_json:
+            prediction.write_json(stream)
+        elif as_csv:
+            prediction.write_csv(stream)
+        else:
+            prediction.write_table(stream, certify=certify)
+            print_note(prediction.prediction_note(predictor, rows))
+    if rows.failures or rows.abstained:
+        raise typer.Exit(1 if rows.failures else 3)
+
+
+def _rounded_up(text: str) -> float:
+    radius = parse_radius("--min-radius", text)
+    return up(float(radius)) if radius else 0.0

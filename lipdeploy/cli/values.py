@@ -1,0 +1,34 @@
+"""Values that several commands read from the command line."""
+
+from fractions import Fraction
+from pathlib import Path
+
+from lipdeploy.errors import UsageError
+
+
+def parse_radius(option: str, text: str) -> Fraction:
+    """A radius from "36/255" or "0.14"; raises UsageError for anything else."""
+    try:
+        value = Fraction(text)
+        float(value)
+    except (ValueError, ZeroDivisionError, OverflowError) as error:
+        message = f"{option} {text}: expected a number or a fraction, as 36/255"
+        raise UsageError(message) from error
+    if value < 0:
+        raise UsageError(f"{option} {text}: must not be negative")
+    return value
+
+
+def parse_radii(texts: list[str]) -> tuple[Fraction, ...]:
+    """Radii in ascending order, each once, from options that may hold several between commas."""
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    return tuple(sorted({parse_radius("--radii", part) for part in parts}))
+
+
+def holds_tensors(path: Path) -> bool:
+    """Whether a file is one of torch's (a zip file), whatever its name."""
+    try:
+        with path.open("rb") as stream:
+            return path.suffix == ".pt" or stream.read(4) == b"PK\x03\x04"
+    except OSError:
+        return path.suffix == ".pt"

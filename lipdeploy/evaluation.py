@@ -1,0 +1,113 @@
+"""Clean and certified accuracy of a predictor on labelled images, one image at a time."""
+
+import math
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+from lipdeploy.datasets import LabelledSources
+from lipdeploy.images import ImageSource
+from lipdeploy.predictor import Failure, Prediction, Predictor
+
+STANDARD_RADII = (Fraction(36, 255), Fraction(72, 255), Fraction(108, 255), Fraction(1))
+"""Those that the field reports, l2 in pixels of [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one labelled image.
+
+    Attributes:
+        true_class: name of its class.
+        result: the prediction, or why there is none.
+    """
+
+    true_class: str
+    result: Prediction | Failure
+
+    @property
+    def is_correct(self) -> bool:
+        """Whether the predicted class is the true one; false for an image that cannot be read."""
+        return isinstance(self.result, Prediction) and self.result.label == self.true_class
+
+    @property
+    def radius(self) -> float:
+        """Certified radius of a correct answer, l2 in [0, 1] pixels of the input; else 0."""
+        return self.result.radius if self.is_correct and isinstance(self.result, Prediction) else 0
+
+
+def outcomes(predictor: Predictor, images: LabelledSources[ImageSource]) -> Iterator[Outcome]:
+    """Predict and compare, in order, never holding more than a batch of images.
+
+    Raises:
+        DatasetError: if model and dataset have not the same classes.
+    """
+    images = images.in_order_of(predictor.manifest.classes)
+    results = predictor.attempt(images.sources)
+    for label, result in zip(images.labels, results, strict=True):
+        yield Outcome(images.classes[label], result)
+
+
+class Evaluation:
+    """Counts outcomes; keeps one number an image.
+
+    An image counts as certified at r where its answer is right and its radius is *larger* than r,
+    so that a change of exactly r is covered. Images that cannot be read count as wrong.
+
+    Attributes:
+        images: outcomes so far.
+        unreadable: those without a prediction.
+        correct: those with the right class.
+    """
+
+    def __init__(self) -> None:
+        self.images = self.unreadable = self.correct = 0
+        self._radii = array("d")
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one image."""
+        self.images += 1
+        self.unreadable += isinstance(outcome.result, Failure)
+        self.correct += outcome.is_correct
+        self._radii.append(outcome.radius)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of right answers."""
+        return self.correct / self.images if self.images else 0.0
+
+    def certified(self, radius: Fraction) -> int:
+        """Right answers certified beyond `radius`, compared exactly."""
+        largest_below = _round_down(radius)
+        return sum(value > largest_below for value in self._radii)
+
+    def certified_accuracy(self, radius: Fraction) -> float:
+        """Share of right answers certified beyond `radius`."""
+        return self.certified(radius) / self.images if self.images else 0.0
+
+    @property
+    def average_certified_radius(self) -> float:
+        """Mean radius, 0 for wrong answers (Zhai et al., 2020); l2 in [0, 1] pixels."""
+        return sum(self._radii) / self.images if self.images else 0.0
+
+    @property
+    def mean_correct_radius(self) -> float:
+        """Mean radius of the right answers; l2 in [0, 1] pixels."""
+        return sum(self._radii) / self.correct if self.correct else 0.0
+
+    def curve(self) -> tuple[list[float], list[float]]:
+        """Certified accuracy as a step function: radii, and the share certified beyond each.
+
+        From radius 0 to the largest; in between it changes at the radii only.
+        """
+        ordered = sorted(self._radii)
+        radii = sorted({0.0, *ordered})
+        return radii, [(len(ordered) - bisect_right(ordered, r)) / len(ordered) for r in radii]
+
+
+def _round_down(radius: Fraction) -> float:
+    """The largest float that is not above `radius`."""
+    nearest = float(radius)
+    return nearest if Fraction(nearest) <= radius else math.nextafter(nearest, -math.inf)

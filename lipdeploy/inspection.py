@@ -1,0 +1,82 @@
+"""What is in a file: an engine, a trained model, or a checkpoint, in plain values."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from lipdeploy.artifact import Engine
+from lipdeploy.frozen import Linear, Operation
+from lipdeploy.heads import Head
+
+
+def inspect_engine(engine: Engine) -> dict[str, Any]:
+    """Everything that an engine file says of itself, and what its parts cost."""
+    network, manifest = engine.network, engine.manifest
+    return {
+        "path": engine.name,
+        "kind": "engine (ONNX)",
+        "bytes": len(engine.data),
+        "sha256": hashlib.sha256(engine.data).hexdigest(),
+        "content_sha256": manifest.sha256,
+        "classes": list(manifest.classes),
+        "image_size": network.image_size,
+        "preprocessing": manifest.preprocessing,
+        "operations": _operations(engine),
+        "parameters": sum(weights.size for weights in network.weights().values()),
+        "lipschitz_upper": manifest.lipschitz_upper,
+        "lipschitz_upper_unit": "l2 of the features for each step of 1 of a pixel in 0 ... 255",
+        "reference_error": {
+            "constant": manifest.reference_error.constant,
+            "slope": manifest.reference_error.slope,
+        },
+        "proof": manifest.proof,
+        "source": manifest.source,
+        "versions": manifest.versions,
+    }
+
+
+def _operations(engine: Engine) -> list[dict[str, Any]]:
+    bounds = iter(engine.manifest.layers)
+    body = [
+        _linear(operation, next(bounds).norm_upper)
+        if isinstance(operation, Linear)
+        else _plain(operation)
+        for operation in engine.network.operations
+    ]
+    return [*body, _head(engine.network.head)]
+
+
+def _plain(operation: Operation) -> dict[str, Any]:
+    return {"kind": operation.kind, "bytes": 0}
+
+
+def _linear(layer: Linear, norm_upper: float) -> dict[str, Any]:
+    operator = layer.operator
+    weights = [*operator.weights().values(), layer.bias]
+    return {
+        "kind": layer.kind,
+        "form": operator.form,
+        "grid": operator.grid,
+        "in_channels": operator.in_channels,
+        "out_channels": operator.out_channels,
+        "stored_as": sorted({array.dtype.name for array in weights}),
+        "bytes": sum(array.nbytes for array in weights),
+        "norm_upper": norm_upper,
+    }
+
+
+def _head(head: Head) -> dict[str, Any]:
+    weights = head.weights().values()
+    return {
+        "kind": f"{head.kind} head",
+        "features": head.features,
+        "classes": head.classes,
+        "stored_as": sorted({array.dtype.name for array in weights}),
+        "bytes": sum(array.nbytes for array in weights),
+    }
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Size and hash of a file."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

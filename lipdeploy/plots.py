@@ -1,0 +1,57 @@
+"""The certified-accuracy curve as a picture; the only module that draws with matplotlib."""
+
+import io
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from lipdeploy.errors import EngineError
+from lipdeploy.evaluation import Evaluation
+from lipdeploy.files import write_atomically
+
+
+def check_matplotlib() -> None:
+    """Raise EngineError where matplotlib is missing, before an evaluation that wants a picture."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise EngineError(
+            "--curve needs matplotlib; pip install 'lipdeploy[plot]', or leave out --curve"
+        ) from error
+
+
+def write_curve(
+    evaluation: Evaluation, radii: Sequence[Fraction], title: str, guarantee: str, path: Path
+) -> None:
+    """Write a PNG: share of images that are right and certified, by radius in 1/255.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    steps, shares = evaluation.curve()
+    # After the largest radius nothing is certified, before the next one all that is larger.
+    axes.step([255 * r for r in steps], [100 * s for s in shares], where="post", color="#1f5fa8")
+    for radius in radii:
+        share = 100 * evaluation.certified_accuracy(radius)
+        axes.plot(float(255 * radius), share, "o", color="#1f5fa8")
+        axes.annotate(
+            f"{share:.1f} %", (float(255 * radius), share), (4, 4), textcoords="offset points"
+        )
+    clean = 100 * evaluation.clean_accuracy
+    axes.axhline(clean, color="grey", linestyle=":", label=f"clean accuracy {clean:.1f} %")
+    axes.set(
+        xlabel=f"radius, l2 in 1/255 of the pixel range (guarantee: {guarantee})",
+        ylabel="right and certified, %",
+        xlim=(0, None),
+        ylim=(0, 100),
+    )
+    axes.set_title(title, wrap=True, fontsize="medium")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper right")
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", metadata={"Title": title})
+    write_atomically(stream.getvalue(), path)

@@ -1,0 +1,1 @@
+"""What a person sees: Rich lines, tables and progress; JSON and CSV for programs."""

@@ -1,0 +1,36 @@
+"""What an export did."""
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from lipdeploy.report.console import print_detail, print_hint, print_line, shown_upper
+
+if TYPE_CHECKING:
+    from lipdeploy.exporters.export import Exported
+
+
+def export_summary(exported: "Exported") -> None:
+    """Size, time, bound, parity, and what to type next."""
+    manifest, parity = exported.manifest, exported.parity
+    forms = [layer.form for layer in manifest.layers]
+    counts = ", ".join(f"{forms.count(form)} {form}" for form in dict.fromkeys(forms))
+    shown_bound = shown_upper(Fraction(manifest.lipschitz_upper) * 255, 6)
+    total = sum(exported.seconds.values())
+    times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in exported.seconds.items())
+    size = exported.path.stat().st_size / 1e6
+    print_line(f"Exported {exported.path} ({size:.1f} MB) in {total:.1f} s ({times})")
+    print_line(f"  layers     {len(forms)}: {counts}")
+    print_line(
+        f"  bound      a pixel change of l2 norm 1 in [0, 1] moves the features by at most "
+        f"{shown_bound} (pixels are scaled by {manifest.source['input_gain']:g} on the way "
+        f"in); proof: {manifest.proof}"
+    )
+    print_line(
+        f"  check      {parity.inputs} inputs against float64: largest logit difference "
+        f"{parity.logit_difference:.1e}, costs {parity.radius_cost:.1e}/255 of radius, "
+        f"{parity.argmax_flips} argmax flips"
+    )
+    for index, layer in enumerate(manifest.layers):
+        norm = shown_upper(Fraction(layer.norm_upper), 9)
+        print_detail(f"  layer {index:3d}  {layer.form:9s}  norm at most {norm}")
+    print_hint(f"Next:\n  lipdeploy predict IMAGE --certify --model {exported.path}")
