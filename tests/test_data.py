@@ -203,3 +203,14 @@ def test_folders_are_listed_without_torch(image_folder: Path) -> None:
     folder = scan_folder(image_folder, "test")
     assert folder.classes == ("bright", "dark")
     assert len(folder) == 24
+
+
+def test_several_processes_decode_the_same(
+    image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = scan_folder(image_folder, "train").sources
+    monkeypatch.setattr(data, "CHUNK", 7)
+    seen: list[int] = []
+    together = data.decode_files(files, 8, 2, lambda done, total: seen.append(done))
+    assert seen == [7, 14, 21, 24]
+    assert np.array_equal(together, data.decode_files(files, 8, 1, ignore))

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,6 +21,8 @@ from lipdeploy.errors import DatasetError, ImageError, OutputError
 from lipdeploy.images import decode, linear_resize
 
 Progress = Callable[[int, int], None]
+CHUNK = 512
+"""Files that one task of a decoding process holds."""
 DEFAULT_LARGEST_SIDE = 64
 """Larger photographs are reduced to this unless a size is asked for."""
 
@@ -80,18 +83,24 @@ def _leave_interrupts_to_the_parent() -> None:
 def decode_files(
     files: Sequence[Path], size: int, workers: int, progress: Progress
 ) -> NDArray[Any]:
-    """Decode and resize files in parallel; shape (len(files), 3, size, size)."""
-    chunks = [files[i : i + 512] for i in range(0, len(files), 512)]
-    parts = []
-    pool = ProcessPoolExecutor(
-        max(1, workers), get_context("spawn"), initializer=_leave_interrupts_to_the_parent
-    )
-    try:
-        for part in pool.map(_decode_chunk, [(chunk, size) for chunk in chunks]):
+    """Decode and resize files; shape (len(files), 3, size, size).
+
+    In other processes where there is more than one worker and enough to do: starting one takes as
+    long as decoding some thousand small images.
+    """
+    chunks = [(files[i : i + CHUNK], size) for i in range(0, len(files), CHUNK)]
+    parts: list[NDArray[Any]] = []
+    with ExitStack() as stack:
+        results: Iterator[NDArray[Any]] = map(_decode_chunk, chunks)
+        if min(workers, len(chunks)) > 1:
+            pool = ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=_leave_interrupts_to_the_parent
+            )
+            stack.callback(pool.shutdown, cancel_futures=True)
+            results = pool.map(_decode_chunk, chunks)
+        for part in results:
             parts.append(part)
             progress(sum(map(len, parts)), len(files))
-    finally:
-        pool.shutdown(cancel_futures=True)
     return np.concatenate(parts)
 
 
