@@ -52,7 +52,7 @@ def _model(
     model = helper.make_model(
         proto,
         producer_name="lipdeploy",
-        producer_version=manifest.versions.get("lipdeploy", ""),
+        producer_version=str(manifest.versions.get("lipdeploy", "")),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
     )

@@ -68,14 +68,18 @@ def parse_onnx(data: bytes, name: str) -> Engine:
     """
     try:
         model = onnx.load_model_from_string(data)
-    # The parser raises protobuf's own error types, which differ between its versions.
+        properties = {entry.key: entry.value for entry in model.metadata_props}
+        weights = _weights(model)
+    except ModelError:
+        raise
+    # The parser raises protobuf's own error types, which differ between its versions, and hostile
+    # names, shapes and lengths raise many others.
     except Exception as error:
         raise ModelError("not an ONNX file, or a damaged one; export the model again") from error
-    properties = {entry.key: entry.value for entry in model.metadata_props}
     if MANIFEST_KEY not in properties:
         raise ModelError("an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'")
     manifest = Manifest.from_json(properties[MANIFEST_KEY])
-    network = restore_checked(manifest, _weights(model))
+    network = restore_checked(manifest, weights)
     _check_graph(model, network, manifest)
     return Engine(name, network, manifest, data)
 
@@ -86,15 +90,11 @@ def _weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
         raise ModelError(
             "keeps weights in other files, which lipdeploy never reads; export the model again"
         )
-    try:
-        arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
-    # Hostile shapes and lengths raise many kinds of errors.
-    except Exception as error:
-        raise ModelError(f"a weight is damaged ({error}); export the model again") from error
+    arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
     named = {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
     # A bias per position has an axis for the batch in the graph; the transposed basis is a copy.
     return {
-        name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 else a
+        name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 and a.shape[2] == 1 else a
         for name, a in named.items()
         if not name.endswith(".basis_transposed")
     }

@@ -22,6 +22,18 @@ Weights = NDArray[Any]
 
 FORMAT = "lipdeploy-engine"
 FORMAT_VERSION = 1
+PLAIN_FIELDS = {
+    "network": dict,
+    "classes": list,
+    "preprocessing": dict,
+    "layers": list,
+    "proof": str,
+    "sha256": str,
+    "source": dict,
+    "versions": dict,
+}
+"""Types of the manifest's fields in JSON, besides the bounds."""
+
 MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
@@ -167,8 +179,14 @@ class Manifest:
                     f"format {kind} version {version}; this lipdeploy reads {FORMAT} version "
                     f"{FORMAT_VERSION}: export the model again"
                 )
+            for name, kind in PLAIN_FIELDS.items():
+                if not isinstance(values[name], kind):
+                    raise ValueError(f"{name}: {values[name]!r}")
             values["classes"] = tuple(str(name) for name in values["classes"])
-            values["layers"] = tuple(LayerBound(**layer) for layer in values["layers"])
+            values["layers"] = tuple(
+                LayerBound(str(layer["form"]), _positive(layer["norm_upper"]))
+                for layer in values["layers"]
+            )
             values["lipschitz_upper"] = _positive(values["lipschitz_upper"])
             error = values["reference_error"]
             values["reference_error"] = AffineBound(
@@ -247,6 +265,8 @@ def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNe
     if manifest.digest(weights) != manifest.sha256:
         raise ModelError("weights and manifest do not belong together: export the model again")
     network = restore(manifest.network, weights)
+    if len(manifest.layers) != len(list(network.linear())):
+        raise ModelError("a linear layer without a bound, or a bound without a layer")
     if network.head.classes != len(manifest.classes):
         raise ModelError(f"{len(manifest.classes)} class names for {network.head.classes} classes")
     return network

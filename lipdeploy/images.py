@@ -5,6 +5,7 @@ around the network's input becomes a radius around the decoded image.
 """
 
 import io
+import logging
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,6 +47,9 @@ PREPROCESSING = {
     "crop": "centre",
 }
 """The one rule from decoded pixels to network input; kept in models and engines."""
+
+# What Pillow has to say of an image comes as an exception; it must not print it as well.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 4

@@ -1,9 +1,10 @@
 """Kills a training run at random moments and shows that nothing is lost: `make crash-test`.
 
 Every life of the run is ended by kill -9: a fifth of them anywhere from the start of the process,
-the others while it trains, half of these at the moment in which a file is being written. After each
-kill every file of the run must be whole, and the checkpoint no more than the running epoch behind. At
-last the run is finished undisturbed, and must be, bit for bit, the run that nobody ever touched.
+the others while it trains, half of these at the moment in which a file is being written. After
+each kill every file of the run must be whole, and the checkpoint no more than the running epoch
+behind. At last the run is finished undisturbed, and must be, bit for bit, the run that nobody ever
+touched.
 """
 
 import argparse
@@ -126,8 +127,8 @@ def main() -> None:
     counts = ", ".join(f"{count} {kind}" for kind, count in run.kills.items())
     print(
         f"seed {arguments.seed}: {sum(run.kills.values())} kills ({counts}), 0 checkpoints lost; "
-        f"the network and the metrics after {EPOCHS} epochs are those of the undisturbed run, bit for "
-        f"bit ({time.perf_counter() - start:.0f} s)"
+        f"the network and the metrics after {EPOCHS} epochs are those of the undisturbed run, bit "
+        f"for bit ({time.perf_counter() - start:.0f} s)"
     )
 
 

@@ -45,6 +45,15 @@ def write_image_folder(root: Path, side: int, count: int = 12) -> Path:
     return root
 
 
+def own_test_set(root: Path, samples: Path) -> Path:
+    """The bundled images as `root`/test/<class>/*."""
+    for path in samples.glob("*.jpg"):
+        folder = root / "test" / path.stem.split("-")[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / path.name).write_bytes(path.read_bytes())
+    return root
+
+
 def ignore(*_: object, **__: object) -> None:
     """Hear nothing: progress and notes."""
 

@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import ignore, make_network, write_image_folder
+from helpers import ignore, make_network, own_test_set, write_image_folder
 from onnx import helper
 from PIL import Image, PngImagePlugin
 
@@ -565,13 +565,6 @@ def test_commands_that_are_refused(
     found, output, errors = run_cli(*command)
     assert_one_line(found, output, errors.removeprefix("\n"), status, message)
     assert before <= listing(tmp_path), "something was lost"
-
-
-def own_test_set(root: Path, samples: Path) -> None:
-    for path in samples.glob("*.jpg"):
-        folder = root / "test" / path.stem.split("-")[0]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / path.name).write_bytes(path.read_bytes())
 
 
 def listing(folder: Path) -> set[tuple[Path, int]]:

@@ -1,0 +1,208 @@
+"""The evaluate command, and the counting behind it."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from helpers import own_test_set
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lipdeploy import Predictor, plots
+from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.errors import EngineError
+from lipdeploy.evaluation import Evaluation, Outcome, outcomes
+from lipdeploy.predictor import Certificate, Failure, Prediction
+
+Cli = Callable[..., tuple[int, str, str]]
+RADII = (36, 72, 108, 255)
+
+
+@pytest.fixture
+def own(source: Path, tmp_path: Path) -> Path:
+    """The bundled images as a test set."""
+    return own_test_set(tmp_path / "own", source / "samples")
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+@pytest.fixture
+def evaluate(run_cli: Cli, source: Path, own: Path) -> Cli:
+    model = source / "samples" / "model.onnx"
+    return lambda *arguments: run_cli("evaluate", model, own, *arguments)
+
+
+def test_the_summary_is_what_predict_says_counted_by_hand(
+    evaluate: Cli, run_cli: Cli, source: Path, own: Path
+) -> None:
+    status, output, errors = evaluate("--json")
+    (summary,) = [json.loads(line) for line in output.splitlines()]
+    assert (status, errors) == (0, "")
+    model = source / "samples" / "model.onnx"
+    lines = run_cli("predict", own, "--certify", "--json", "--model", model)[1].splitlines()
+    rows = [json.loads(line) for line in lines]
+    right = [row for row in rows if row["label"] == Path(row["path"]).parent.name]
+    assert summary["images"] == len(rows) == 20
+    assert summary["correct"] == len(right)
+    assert summary["clean_accuracy"] == len(right) / 20
+    for entry, radius in zip(summary["certified"], RADII, strict=True):
+        count = sum(Fraction(row["radius"]) > Fraction(radius, 255) for row in right)
+        assert entry["radius_255"] == radius
+        assert (entry["images"], entry["accuracy"]) == (count, count / 20)
+    assert summary["certified"][0]["images"] > summary["certified"][2]["images"] > 0
+    total = sum(row["radius"] for row in right)
+    assert summary["average_certified_radius"] == pytest.approx(total / 20)
+    assert summary["mean_correct_radius"] == pytest.approx(total / len(right))
+    assert summary["guarantee"] == "network"
+    assert summary["images_per_second"] > 0
+
+
+def test_a_trained_model_is_evaluated_as_its_export_would_be(
+    evaluate: Cli, run_cli: Cli, source: Path, own: Path
+) -> None:
+    of_engine = json.loads(evaluate("--json")[1])
+    of_model = json.loads(run_cli("evaluate", source / "samples" / "model.pt", own, "--json")[1])
+    assert of_model["model"].endswith("model.pt, frozen")
+    assert of_model["certified"] == of_engine["certified"]
+    assert of_model["average_certified_radius"] == pytest.approx(
+        of_engine["average_certified_radius"], abs=1e-6
+    )
+
+
+def test_the_table_shows_shares_and_what_they_mean(evaluate: Cli) -> None:
+    status, output, errors = evaluate("--radii", "0.5, 36/255", "--radii", "1/10")
+    assert status == 0
+    assert [line.split()[2] for line in output.splitlines() if "certified at" in line] == [
+        "25.5/255",
+        "36/255",
+        "127.5/255",
+    ]
+    assert "average certified radius" in output
+    assert "20 images in" in errors
+    assert "guarantee network" in errors
+    assert "\x1b" not in output + errors
+
+
+def test_the_table_of_images_has_a_line_each(evaluate: Cli, tmp_path: Path) -> None:
+    assert evaluate("--csv", tmp_path / "images.csv")[0] == 0
+    rows = table(tmp_path / "images.csv")
+    assert len(rows) == 20
+    for row in rows:
+        assert Path(row["path"]).parent.name == row["class"]
+        assert row["correct"] == str(int(row["class"] == row["predicted"]))
+        assert float(row["radius_255"]) >= 0
+    assert {row["correct"] for row in rows} == {"0", "1"}
+
+
+def test_the_curve_is_a_picture(evaluate: Cli, tmp_path: Path) -> None:
+    assert evaluate("--curve", tmp_path / "curve.png", "--quiet")[2] == ""
+    with Image.open(tmp_path / "curve.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 800
+        assert len(picture.convert("L").getcolors()) > 3
+
+
+def test_without_matplotlib_a_curve_is_refused_before_any_work(
+    evaluate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    status, output, errors = evaluate("--curve", tmp_path / "curve.png", "--csv", tmp_path / "a")
+    assert (status, output) == (1, "")
+    assert "pip install 'lipdeploy[plot]'" in errors
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(EngineError):
+        plots.check_matplotlib()
+
+
+def test_images_that_cannot_be_read_count_as_wrong(
+    evaluate: Cli, own: Path, tmp_path: Path
+) -> None:
+    before = json.loads(evaluate("--json")[1])
+    (own / "test" / "cat" / "bad.png").write_text("no image")
+    status, output, _ = evaluate("--json", "--csv", tmp_path / "images.csv")
+    after = json.loads(output)
+    assert status == 1
+    assert (after["images"], after["unreadable"]) == (21, 1)
+    assert after["correct"] == before["correct"]
+    (bad,) = [row for row in table(tmp_path / "images.csv") if row["error"]]
+    assert (bad["class"], bad["predicted"], bad["correct"]) == ("cat", "", "0")
+
+
+def test_a_limit_takes_some_of_every_class(evaluate: Cli, tmp_path: Path) -> None:
+    assert (
+        json.loads(evaluate("--json", "--limit", "10", "--csv", tmp_path / "a")[1])["images"] == 10
+    )
+    rows = table(tmp_path / "a")
+    assert len({row["class"] for row in rows}) == 10
+
+
+def test_no_more_than_a_batch_of_images_is_held(source: Path, own: Path) -> None:
+    folder, opened = scan_folder(own, "test"), []
+
+    class Counting(list[Path]):
+        def __iter__(self) -> object:
+            for path in list.__iter__(self):
+                opened.append(path)
+                yield path
+
+    images = LabelledSources("own", folder.classes, Counting(folder.sources), folder.labels)
+    with Predictor(source / "samples" / "model.onnx", batch_size=4) as predictor:
+        for done, _ in enumerate(outcomes(predictor, images), start=1):
+            assert len(opened) <= done + 4
+    assert len(opened) == 20
+
+
+def outcome(radius: float, *, is_right: bool = True) -> Outcome:
+    certificate = Certificate(radius, 255 * radius, None, None, "network", (), None)
+    return Outcome("cat", Prediction("a", "cat" if is_right else "dog", 0, (), certificate))
+
+
+def test_a_radius_is_certified_where_it_is_exceeded() -> None:
+    evaluation = Evaluation()
+    limit = Fraction(36, 255)
+    nearest = float(limit)
+    near = [math.nextafter(nearest, 0), nearest, math.nextafter(nearest, 1)]
+    for radius in [*near, 0.0]:
+        evaluation.add(outcome(radius))
+    evaluation.add(outcome(1.0, is_right=False))
+    evaluation.add(Outcome("cat", Failure("b", "broken")))
+    assert evaluation.certified(limit) == sum(Fraction(radius) > limit for radius in near)
+    assert evaluation.certified(Fraction(nearest)) == 1
+    assert evaluation.certified(Fraction(0)) == 3
+    assert (evaluation.images, evaluation.correct, evaluation.unreadable) == (6, 4, 1)
+
+
+@given(st.lists(st.tuples(st.floats(0, 2), st.booleans()), min_size=1, max_size=30))
+def test_the_curve_is_the_share_certified_beyond_every_radius(
+    made: list[tuple[float, bool]],
+) -> None:
+    evaluation = Evaluation()
+    for radius, is_right in made:
+        evaluation.add(outcome(radius, is_right=is_right))
+    radii, shares = evaluation.curve()
+    assert radii[0] == 0
+    assert shares[-1] == 0
+    for radius, share in zip(radii, shares, strict=True):
+        assert share == evaluation.certified_accuracy(Fraction(radius))
+        expected = sum(r > radius for r, is_right in made if is_right) / len(made)
+        assert share == expected
+
+
+def test_nothing_evaluated_is_no_division_by_zero() -> None:
+    empty = Evaluation()
+    assert empty.clean_accuracy == empty.average_certified_radius == empty.mean_correct_radius == 0
+    assert empty.certified_accuracy(Fraction(0)) == 0
+
+
+def test_the_json_is_the_only_thing_on_standard_output(evaluate: Cli) -> None:
+    output = evaluate("--json", "-v")[1]
+    assert len(output.splitlines()) == 1
+    assert json.load(io.StringIO(output))
