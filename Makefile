@@ -1,6 +1,8 @@
 # make demo: install and certify the bundled images with the bundled model.
 # make test: install with the test extras and run the tests.
-# Other targets: make lint, make accuracy, make timing.
+# make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
+# By hand, because they take long: crash-test, fuzz, evaluate, timing, install-check, cifar10,
+# bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint accuracy timing clean
+.PHONY: demo test lint docs crash-test fuzz evaluate timing install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -25,15 +27,51 @@ lint: $(VENV)/.test
 	$(PIP) --no-deps --target build/typecheck .
 	cd build && MYPYPATH=typecheck ../$(BIN)/mypy --config-file ../pyproject.toml -p lipdeploy
 
-# DATA: a folder with test/<class>/* images. MODEL: an engine with these classes.
+docs: $(VENV)/.test
+	$(BIN)/python docs/make_commands.py > docs/commands.md
+	$(BIN)/python benchmarks/terminal_picture.py
+
+# 50 kills of a training run; about five minutes.
+KILLS ?= 50
+crash-test: $(VENV)/.test
+	$(BIN)/python tests/crash.py --kills $(KILLS)
+
+MINUTES ?= 10
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzzing.py --minutes $(MINUTES)
+
+# DATA: a folder with test/<class>/* images. MODEL: an engine or a model.pt with these classes.
 DATA ?= data/cifar10-jpeg
 MODEL ?= samples/model.onnx
-accuracy: $(VENV)/.demo
-	$(BIN)/lipdeploy predict $(DATA)/test --certify --json --model $(MODEL) \
-	  | $(BIN)/python benchmarks/count_certified.py
+evaluate: $(VENV)/.demo
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA)
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy
+
+# The README's ways of installing, each in an environment of its own.
+install-check:
+	rm -rf build/install && mkdir -p build
+	$(PYTHON) -m venv build/install
+	. build/install/bin/activate && pip install '.[onnx]'
+	build/install/bin/lipdeploy predict samples/cat-0000.jpg --certify --model samples/model.onnx
+	. build/install/bin/activate && PIP_CONSTRAINT=$(CONSTRAINTS) && export PIP_CONSTRAINT \
+	  && pip install '.[onnx,train]'
+	build/install/bin/lipdeploy inspect samples/model.pt
+
+# Gigabytes of CUDA packages and a GPU: pip install '.[gpu,train,cifar]', then hours of training.
+cifar10:
+	rm -rf build/gpu && mkdir -p build && $(PYTHON) -m venv build/gpu
+	. build/gpu/bin/activate && pip install '.[gpu,train,cifar]'
+	build/gpu/bin/lipdeploy train cifar10 --out runs/cifar10 --width 32 --epochs 20 \
+	  --precision bfloat16
+	build/gpu/bin/lipdeploy export runs/cifar10/model.pt --engine onnx
+	build/gpu/bin/lipdeploy evaluate runs/cifar10/model.onnx cifar10
+
+# About an hour on 2 cores.
+bundled-model: $(VENV)/.test
+	$(BIN)/lipdeploy train data/cifar10-jpeg --out runs/bundled --width 16 --epochs 30 --precision bfloat16 --validation 0.02 --seed 1
+	$(BIN)/lipdeploy export runs/bundled/model.pt
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
