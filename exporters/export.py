@@ -1,6 +1,5 @@
 """From model.pt to a checked engine file."""
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice
-from lipdeploy.files import make_writable_folder, write_atomically
+from lipdeploy.files import check_output, write_atomically
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
@@ -82,7 +81,9 @@ def export_model(
     Raises:
         LipdeployError: if the model cannot be read, frozen, proven, written, or fails the check.
     """
-    make_writable_folder(output.parent)
+    if output.resolve() == model_path.resolve():
+        raise UsageError(f"--output {output}: is the model itself; give another name")
+    check_output(output)
     clock = _Stopwatch(stage)
     model = load_model(model_path)
     engine = _build(model, model_path, options, clock)
@@ -112,7 +113,7 @@ def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Sto
         network,
         model.card.classes,
         {"size": network.image_size, **PREPROCESSING},
-        _source(model, path),
+        _source(model),
         _versions(),
     )
     clock.start("emit")
@@ -120,7 +121,7 @@ def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Sto
     return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen")
 
 
-def _source(model: TrainedModel, path: Path) -> dict[str, object]:
+def _source(model: TrainedModel) -> dict[str, object]:
     card = asdict(model.card)
     kept = {key: card[key] for key in ("dataset", "command", "epochs")}
     return {
@@ -128,7 +129,7 @@ def _source(model: TrainedModel, path: Path) -> dict[str, object]:
         "input_gain": INPUT_GAIN,
         "architecture": asdict(model.network.architecture),
         "trained_with": card["versions"],
-        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "model_sha256": model.sha256,
     }
 
 

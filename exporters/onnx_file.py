@@ -1,5 +1,6 @@
 """ONNX files: the bytes of an engine, and reading one back without trusting it."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from onnx import numpy_helper
 from lipdeploy.artifact import MANIFEST_KEY, Engine, Manifest, restore_checked
 from lipdeploy.errors import ExportError, LipdeployError, ModelError
 from lipdeploy.exporters.onnx import build_model
+from lipdeploy.exporters.onnx_wire import MAX_STRUCTURE_BYTES, structure_bytes
 from lipdeploy.frozen import FrozenNetwork
 
 MAX_BYTES = 2 << 30
-MAX_MANIFEST_BYTES = 1 << 20
 DTYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
 
 
@@ -52,7 +53,7 @@ def _read(path: Path) -> bytes:
         kind = "is a directory" if path.is_dir() else "no such file"
         raise ModelError(f"{kind}; expected an engine written by 'lipdeploy export'")
     try:
-        if path.stat().st_size >= MAX_BYTES + MAX_MANIFEST_BYTES:
+        if path.stat().st_size >= MAX_BYTES + MAX_STRUCTURE_BYTES:
             raise ModelError("larger than an ONNX file can be (2 GiB)")
         return path.read_bytes()
     except OSError as error:
@@ -63,13 +64,15 @@ def parse_onnx(data: bytes, name: str) -> Engine:
     """The engine in the bytes of a file; raises ModelError as `read_onnx`.
 
     The weights are read, the network restored from them, and its graph emitted again: the file must
-    be that graph, byte for byte. So what a runtime executes is what was certified, and no operation
-    in a foreign file is ever run.
+    be that graph, byte for byte, and what was emitted is what runs. So what a runtime executes is
+    what was certified, and nothing else in a foreign file ever reaches it.
     """
     try:
+        if structure_bytes(data) > MAX_STRUCTURE_BYTES:
+            raise ModelError("more structure than weights; not an engine of lipdeploy")
         model = onnx.load_model_from_string(data)
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        weights = _weights(model)
+        weights = stored_weights(model)
     except ModelError:
         raise
     # The parser raises protobuf's own error types, which differ between its versions, and hostile
@@ -80,11 +83,12 @@ def parse_onnx(data: bytes, name: str) -> Engine:
         raise ModelError("an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'")
     manifest = Manifest.from_json(properties[MANIFEST_KEY])
     network = restore_checked(manifest, weights)
-    _check_graph(model, network, manifest)
-    return Engine(name, network, manifest, data)
+    emitted = _emit_again(model, network, manifest)
+    return Engine(name, network, manifest, emitted, len(data), hashlib.sha256(data).hexdigest())
 
 
-def _weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """The network's arrays by name; raises ModelError where they are in other files."""
     tensors = list(model.graph.initializer)
     if any(t.data_location == onnx.TensorProto.EXTERNAL or t.external_data for t in tensors):
         raise ModelError(
@@ -100,7 +104,7 @@ def _weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     }
 
 
-def _check_graph(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manifest) -> None:
+def _emit_again(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manifest) -> bytes:
     try:
         emitted = build_model(network, manifest)
     except (LipdeployError, ValueError, TypeError, OverflowError) as error:
@@ -110,6 +114,7 @@ def _check_graph(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manif
             "the file runs other operations than its network has, or was written by another "
             "version of lipdeploy; export the model again"
         )
+    return bytes(emitted.SerializeToString())
 
 
 def _program(model: onnx.ModelProto) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.choices import check_class_names
 from lipdeploy.errors import LipdeployError, ModelError
 from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, SpaceToDepth
 from lipdeploy.heads import HEADS, Head
@@ -22,6 +23,11 @@ Weights = NDArray[Any]
 
 FORMAT = "lipdeploy-engine"
 FORMAT_VERSION = 1
+MAX_MANIFEST_LENGTH = 1 << 20
+MAX_MANIFEST_DEPTH = 12
+MAX_OPERATIONS = 10_000
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
+"""What values of other types and sizes than expected can raise."""
 PLAIN_FIELDS = {
     "network": dict,
     "classes": list,
@@ -72,6 +78,8 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
     try:
         operations: list[Operation] = []
         count = 0
+        if len(structure["operations"]) > MAX_OPERATIONS:
+            raise ValueError("too many operations")
         for entry in structure["operations"]:
             if entry["kind"] == Linear.kind:
                 operations.append(_restore_linear(entry, _under(f"layer{count}", weights)))
@@ -83,8 +91,10 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
         if type(image_size) is not int:
             raise ValueError(f"image size {image_size!r}")
         return FrozenNetwork(image_size, tuple(operations), head)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise ModelError(f"the manifest does not describe a network ({error!r})") from error
+    except DAMAGE as error:
+        raise ModelError(
+            f"the manifest does not describe a network ({error!r:.200}); export the model again"
+        ) from error
     except LipdeployError as error:
         raise ModelError(f"the network in the file does not fit together: {error}") from error
 
@@ -171,8 +181,11 @@ class Manifest:
         Raises:
             ModelError: if it is no manifest, or one of another format version.
         """
+        if len(text) > MAX_MANIFEST_LENGTH:
+            raise ModelError(f"a manifest of {len(text) >> 20} MiB; export the model again")
         try:
             values = json.loads(text)
+            _check_depth(values, MAX_MANIFEST_DEPTH)
             kind, version = values.pop("format"), values.pop("format_version")
             if kind != FORMAT or version != FORMAT_VERSION:
                 raise ModelError(
@@ -182,7 +195,8 @@ class Manifest:
             for name, kind in PLAIN_FIELDS.items():
                 if not isinstance(values[name], kind):
                     raise ValueError(f"{name}: {values[name]!r}")
-            values["classes"] = tuple(str(name) for name in values["classes"])
+            check_class_names(values["classes"])
+            values["classes"] = tuple(values["classes"])
             values["layers"] = tuple(
                 LayerBound(str(layer["form"]), _positive(layer["norm_upper"]))
                 for layer in values["layers"]
@@ -193,9 +207,16 @@ class Manifest:
                 _positive(error["constant"]), _positive(error["slope"])
             )
             return cls(**values)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            ArithmeticError,
+        ) as error:
             raise ModelError(
-                f"the manifest is damaged ({error!r}); export the model again"
+                f"the manifest is damaged ({error!r:.200}); export the model again"
             ) from error
 
 
@@ -207,13 +228,26 @@ class Engine:
         name: its file, or what it was made from.
         network: what it runs.
         manifest: what it says of itself.
-        data: the bytes that run.
+        data: the bytes that run, emitted from `network`.
+        size: number of bytes of the file.
+        sha256: their hash.
     """
 
     name: str
     network: FrozenNetwork
     manifest: Manifest
     data: bytes
+    size: int
+    sha256: str
+
+
+def _check_depth(value: object, depth: int) -> None:
+    """Raise ValueError for plain values that are nested too deeply."""
+    if depth == 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            _check_depth(part, depth - 1)
 
 
 def _positive(value: object) -> float:

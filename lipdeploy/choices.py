@@ -1,4 +1,4 @@
-"""Values out of a short list, and what to say when another one is given."""
+"""Values out of a short list, what to say when another one is given, and what a name is."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,3 +17,13 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         expected = choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
         raise UsageError(f"{name} {value}: expected {expected}{suggestion(value, choices)}")
+
+
+def check_class_names(names: Iterable[object]) -> None:
+    """Raise ValueError unless all are different, printable and not empty."""
+    names = list(names)
+    for name in names:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise ValueError(f"{name!r} is no name of a class")
+    if len(set(names)) < len(names):
+        raise ValueError("two classes of one name")

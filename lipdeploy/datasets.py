@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from lipdeploy.choices import suggestion
+from lipdeploy.choices import check_class_names, suggestion
 from lipdeploy.errors import DatasetError
 from lipdeploy.images import SUFFIXES, ImageSource
 
@@ -35,7 +35,7 @@ class LabelledSources(Generic[Source]):
         return len(self.labels)
 
     def spread(self, limit: int) -> "LabelledSources[Source]":
-        """`limit` of the images at equal distances, so that every class keeps its share."""
+        """`limit` of the images at equal distances; in a folder every class keeps its share."""
         if limit >= len(self):
             return self
         indices = [index * len(self) // limit for index in range(limit)]
@@ -99,6 +99,10 @@ def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
         raise DatasetError(
             f"{base}: found {found}, expected at least 2; make one folder of images for each class"
         )
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise DatasetError(f"{base}: {error}; rename the folder") from error
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):

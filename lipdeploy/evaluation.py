@@ -1,6 +1,5 @@
 """Clean and certified accuracy of a predictor on labelled images, one image at a time."""
 
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from lipdeploy.datasets import LabelledSources
+from lipdeploy.decimals import float_lower
 from lipdeploy.images import ImageSource
 from lipdeploy.predictor import Failure, Prediction, Predictor
 
@@ -41,10 +41,10 @@ class Outcome:
 def outcomes(predictor: Predictor, images: LabelledSources[ImageSource]) -> Iterator[Outcome]:
     """Predict and compare, in order, never holding more than a batch of images.
 
-    Raises:
-        DatasetError: if model and dataset have not the same classes.
+    Args:
+        predictor: certifies, too.
+        images: their labels count the predictor's classes (see `LabelledSources.in_order_of`).
     """
-    images = images.in_order_of(predictor.manifest.classes)
     results = predictor.attempt(images.sources)
     for label, result in zip(images.labels, results, strict=True):
         yield Outcome(images.classes[label], result)
@@ -80,7 +80,7 @@ class Evaluation:
 
     def certified(self, radius: Fraction) -> int:
         """Right answers certified beyond `radius`, compared exactly."""
-        largest_below = _round_down(radius)
+        largest_below = float_lower(radius)
         return sum(value > largest_below for value in self._radii)
 
     def certified_accuracy(self, radius: Fraction) -> float:
@@ -105,9 +105,3 @@ class Evaluation:
         ordered = sorted(self._radii)
         radii = sorted({0.0, *ordered})
         return radii, [(len(ordered) - bisect_right(ordered, r)) / len(ordered) for r in radii]
-
-
-def _round_down(radius: Fraction) -> float:
-    """The largest float that is not above `radius`."""
-    nearest = float(radius)
-    return nearest if Fraction(nearest) <= radius else math.nextafter(nearest, -math.inf)

@@ -1,11 +1,16 @@
 """Writing files so that nobody ever reads half of one."""
 
 import os
+import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lipdeploy.errors import OutputError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def write_atomically(data: bytes, path: Path, *, previous: Path | None = None) -> None:
@@ -22,7 +27,8 @@ def write_atomically(data: bytes, path: Path, *, previous: Path | None = None) -
     Raises:
         OutputError: if it cannot be written; the old file is still there.
     """
-    partial = path.with_name(f".{path.name}.partial")
+    # With the number of the process, so that two that write the same file do not share it.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         try:
             with partial.open("wb") as stream:
@@ -43,16 +49,46 @@ def write_atomically(data: bytes, path: Path, *, previous: Path | None = None) -
 
 def _keep(path: Path, previous: Path) -> None:
     """Give the file a second name, without a moment in which the first one is missing."""
-    link = previous.with_name(f".{previous.name}.partial")
+    link = previous.with_name(f".{previous.name}.{os.getpid()}.partial")
     link.unlink(missing_ok=True)
     try:
         link.hardlink_to(path)
     except OSError:  # some file systems have no hard links
-        path.replace(previous)
+        write_atomically(path.read_bytes(), previous)
         return
     # Renaming one name of a file over another name of it does nothing and leaves both.
     link.replace(previous)
     link.unlink(missing_ok=True)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed writers left behind; only where nobody else writes, see `only_writer`."""
+    for partial in folder.glob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, until the end or death of this.
+
+    Raises:
+        OutputError: if another process is in it.
+    """
+    if sys.platform == "win32":  # has no such lock
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise OutputError(
+                f"{folder}: another process is training into it; wait for it, or choose another "
+                "--out"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _flush_folder(folder: Path) -> None:
@@ -77,6 +113,17 @@ def make_writable_folder(folder: Path) -> None:
             stream.write(b"\0")
     except OSError as error:
         raise not_writable(folder, error) from error
+
+
+def check_output(path: Path) -> None:
+    """Make sure, before long work, that a file can be written under this name; makes its folder.
+
+    Raises:
+        OutputError: if not.
+    """
+    make_writable_folder(path.parent)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of a file")
 
 
 def not_writable(path: Path, error: OSError) -> OutputError:

@@ -25,7 +25,10 @@ Grid = tuple[int, int]
 """Side and channels of a grid."""
 
 MAX_IMAGE_SIZE = 1024
-"""Largest side of the input; a file that claims more would be asked for memory that nobody has."""
+"""Largest side of the input."""
+
+MAX_VALUES = 1 << 24
+"""Most numbers that one image may become; a file that claims more would want too much memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,6 +157,8 @@ class FrozenNetwork:
         shape = (self.image_size, 3)
         for operation in self.operations:
             shape = operation.shape_after(shape)
+            if shape[0] ** 2 * shape[1] > MAX_VALUES:
+                raise ShapeError(f"{shape[1]} channels on a grid of {shape[0]} are too many")
         if shape[0] ** 2 * shape[1] != self.head.features:
             raise ShapeError(
                 f"the body gives {shape[0] ** 2 * shape[1]} features, the head takes "
@@ -164,6 +169,15 @@ class FrozenNetwork:
                 raise ModelError(
                     f"{name}: NaN or infinite weights; try --weights float32, or train again"
                 )
+
+    @cached_property
+    def largest_values(self) -> int:
+        """The most numbers that one image becomes on the way."""
+        shape, largest = (self.image_size, 3), 0
+        for operation in self.operations:
+            shape = operation.shape_after(shape)
+            largest = max(largest, shape[0] ** 2 * shape[1])
+        return largest
 
     def linear(self) -> Iterator[Linear]:
         """The linear layers, first to last."""

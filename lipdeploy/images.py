@@ -51,6 +51,10 @@ PREPROCESSING = {
 # What Pillow has to say of an image comes as an exception; it must not print it as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+MAX_SCANS = 100
+"""Ordinary progressive files have about ten."""
+
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 4
 MAX_FILE_BYTES = 200 << 20
@@ -90,6 +94,7 @@ def decode(source: ImageSource) -> DecodedImage:
             if isinstance(source, Image.Image):
                 return _to_rgb(source)
             data = source if isinstance(source, bytes) else _read(Path(source))
+            _check_scans(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _to_rgb(image)
         except ImageError:
@@ -103,6 +108,12 @@ def decode(source: ImageSource) -> DecodedImage:
         # Pillow's plugins raise many kinds of errors on hostile bytes; all mean the same here.
         except Exception as error:
             raise ImageError(f"not a readable image ({_one_line(error)})") from error
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a progressive JPEG of very many scans: decoding takes time for each."""
+    if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
+        raise ImageError(f"a JPEG of more than {MAX_SCANS} scans; save it again")
 
 
 def _one_line(error: Exception) -> str:

@@ -1,7 +1,5 @@
 """What is in a file: an engine, a trained model, or a checkpoint, in plain values."""
 
-import hashlib
-from pathlib import Path
 from typing import Any
 
 from lipdeploy.artifact import Engine
@@ -15,8 +13,8 @@ def inspect_engine(engine: Engine) -> dict[str, Any]:
     return {
         "path": engine.name,
         "kind": "engine (ONNX)",
-        "bytes": len(engine.data),
-        "sha256": hashlib.sha256(engine.data).hexdigest(),
+        "bytes": engine.size,
+        "sha256": engine.sha256,
         "content_sha256": manifest.sha256,
         "classes": list(manifest.classes),
         "image_size": network.image_size,
@@ -74,9 +72,3 @@ def _head(head: Head) -> dict[str, Any]:
         "stored_as": sorted({array.dtype.name for array in weights}),
         "bytes": sum(array.nbytes for array in weights),
     }
-
-
-def file_facts(path: Path) -> dict[str, Any]:
-    """Size and hash of a file."""
-    data = path.read_bytes()
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
+from lipdeploy.decimals import lower
 from lipdeploy.errors import EngineError
 from lipdeploy.evaluation import Evaluation
 from lipdeploy.files import write_atomically
@@ -37,12 +38,11 @@ def write_curve(
     axes.step([255 * r for r in steps], [100 * s for s in shares], where="post", color="#1f5fa8")
     for radius in radii:
         share = 100 * evaluation.certified_accuracy(radius)
-        axes.plot(float(255 * radius), share, "o", color="#1f5fa8")
-        axes.annotate(
-            f"{share:.1f} %", (float(255 * radius), share), (4, 4), textcoords="offset points"
-        )
+        at = float(255 * radius), share
+        axes.plot(*at, "o", color="#1f5fa8")
+        axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
     clean = 100 * evaluation.clean_accuracy
-    axes.axhline(clean, color="grey", linestyle=":", label=f"clean accuracy {clean:.1f} %")
+    axes.axhline(clean, color="grey", linestyle=":", label=f"clean accuracy {lower(clean, 2)} %")
     axes.set(
         xlabel=f"radius, l2 in 1/255 of the pixel range (guarantee: {guarantee})",
         ylabel="right and certified, %",

@@ -32,6 +32,8 @@ from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
 
 RuntimeChoice = Literal["onnxruntime", "numpy"]
 NOT_CERTIFIED = "the class does not lead all others by more than the numerical error"
+VALUES_AT_ONCE = 1 << 26
+"""Most numbers of a batch in one place of the network: half a gigabyte in float64."""
 RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
 
 
@@ -108,7 +110,7 @@ class Predictor:
         guarantee: which statement; "network".
         device: "auto", "cpu" or "cuda".
         runtime: "onnxruntime", or "numpy" for the float64 reference.
-        batch_size: images a batch.
+        batch_size: images a batch; fewer where they become very large on the way.
 
     Raises:
         ModelError: if the file is no engine of lipdeploy, or damaged.
@@ -126,11 +128,12 @@ class Predictor:
         runtime: RuntimeChoice = "onnxruntime",
         batch_size: int = 64,
     ) -> None:
-        self.certify, self.guarantee, self.batch_size = certify, guarantee, batch_size
+        self.certify, self.guarantee = certify, guarantee
         _check_arguments(guarantee, device, runtime, batch_size)
         if not isinstance(model, Engine):
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
+        self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
         self.runtime: Runtime = (
             NumpyRuntime(self.network) if runtime == "numpy" else OnnxRuntime(model.data, device)
         )

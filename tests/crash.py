@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from helpers import ignore, write_image_folder
 
-from lipdeploy.training.checkpoint import load_model, read_tensors
-from lipdeploy.training.loop import CHECKPOINT_FORMAT
+from lipdeploy.training.checkpoint import load_model
+from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
 from lipdeploy.training.session import read_checkpoint
+from lipdeploy.training.tensor_file import read_tensors
 
 EPOCHS = 600
 
@@ -58,7 +59,7 @@ class Run:
         process = subprocess.Popen(command(self.data, self.out, *resume))
         kind = random.choices(list(self.kills), [2, 4, 4])[0]
         if kind == "while starting":
-            time.sleep(random.uniform(0, 3))
+            time.sleep(random.uniform(0, 5))
         else:
             self._wait_for_an_epoch(process)
             time.sleep(random.uniform(0, self.longest))
@@ -84,13 +85,14 @@ class Run:
         """Every file is whole, and at most the running epoch is lost."""
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             if (self.out / name).exists():
-                read_tensors(self.out / name, CHECKPOINT_FORMAT)
+                RunState.of(read_tensors(self.out / name, CHECKPOINT_FORMAT))
         if (self.out / "model.pt").exists():
             load_model(self.out / "model.pt")
         if not (self.out / "checkpoint.pt").exists():
             assert not self.finished, "the checkpoint is gone"
+            assert not (self.out / "model.pt").exists(), "a model that cannot be resumed"
             return
-        finished = read_checkpoint(self.out, ignore)["finished_epochs"]
+        finished = read_checkpoint(self.out, ignore)[0].finished_epochs
         seen = len(rows(self.out))
         assert finished >= max(self.finished, seen - 1), f"{finished} of {seen} epochs are left"
         self.finished = finished

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
-from helpers import make_network
+from helpers import Silent, make_network, make_trainer
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
@@ -34,12 +34,14 @@ from PIL import Image
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
 from lipdeploy.errors import LipdeployError
 from lipdeploy.exporters.export import ExportOptions, build_engine
-from lipdeploy.exporters.onnx_file import parse_onnx, read_onnx
+from lipdeploy.exporters.onnx_file import parse_onnx, read_onnx, stored_weights
 from lipdeploy.images import network_input
 from lipdeploy.inspection import inspect_engine
 from lipdeploy.predictor import Predictor
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
+from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.inspection import inspect_training_file
+from lipdeploy.training.session import read_checkpoint
 
 SLOWEST = 10.0
 LARGEST = 3 << 30
@@ -149,6 +151,7 @@ class Seeds:
     images: tuple[bytes, ...]
     models: tuple[bytes, ...]
     engines: tuple[bytes, ...]
+    checkpoints: tuple[bytes, ...]
 
 
 def make_seeds(folder: Path) -> Seeds:
@@ -166,7 +169,16 @@ def make_seeds(folder: Path) -> Seeds:
     # What libraries read when they are first used is no fault of an input.
     read_model(models[0], folder)
     read_engine(engines[0], folder)
-    return Seeds(folder, tuple(_images()), tuple(models), tuple(engines))
+    checkpoint = _checkpoint(folder)
+    return Seeds(folder, tuple(_images()), tuple(models), tuple(engines), (checkpoint,))
+
+
+def _checkpoint(folder: Path) -> bytes:
+    labels = torch.arange(8) % 2
+    images = LabelledImages(torch.zeros(8, 3, 8, 8, dtype=torch.uint8), labels)
+    run = make_trainer(Dataset("tiny", ("ant", "bee"), images), folder / "run", epochs=1)
+    run.run(Silent())
+    return run.checkpoint_path.read_bytes()
 
 
 def _images() -> Iterator[bytes]:
@@ -199,7 +211,8 @@ def rezipped(data: bytes, record: int, damage: Damage) -> bytes:
 def rewritten(data: bytes, edits: list[Change]) -> bytes:
     """A model file with other plain values around the same weights."""
     content = torch.load(io.BytesIO(data), weights_only=True)
-    values = {name: content[name] for name in ("architecture", "preprocessing", "card")}
+    weights = {"state", "examples", "network", "optimizer", "scheduler"}
+    values = {name: value for name, value in content.items() if name not in weights}
     stream = io.BytesIO()
     torch.save(content | changed(values, edits), stream)
     return stream.getvalue()
@@ -211,7 +224,7 @@ def with_manifest(data: bytes, edits: list[Change]) -> bytes:
     values = changed(json.loads(model.metadata_props[0].value), edits)
     try:
         manifest = Manifest.from_json(json.dumps(values))
-        manifest = replace(manifest, sha256=manifest.digest(_weights(model)))
+        manifest = replace(manifest, sha256=manifest.digest(stored_weights(model)))
         text = manifest.to_json()
     except (LipdeployError, TypeError, ValueError):
         text = json.dumps(values)
@@ -228,18 +241,9 @@ def with_weights(data: bytes, choice: int, shape: list[int], value: float) -> by
         new = np.full(shape if choice % 3 else old.shape, value).astype(old.dtype)
     tensor.CopyFrom(numpy_helper.from_array(new, tensor.name))
     manifest = Manifest.from_json(model.metadata_props[0].value)
-    manifest = replace(manifest, sha256=manifest.digest(_weights(model)))
+    manifest = replace(manifest, sha256=manifest.digest(stored_weights(model)))
     helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
     return bytes(model.SerializeToString())
-
-
-def _weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    return {
-        name: array[:, :, 0] if name.endswith(".bias") and array.shape[2:3] == (1,) else array
-        for name, array in tensors.items()
-        if name.startswith(("layer", "head.")) and not name.endswith(".basis_transposed")
-    }
 
 
 # What reads it
@@ -263,6 +267,14 @@ def read_model(data: bytes, folder: Path) -> None:
     size = model.network.architecture.image_size
     with torch.no_grad():
         assert model.network(torch.zeros(1, 3, size, size)).shape == (1, len(model.card.classes))
+
+
+def read_state(data: bytes, folder: Path) -> None:
+    """As `train --resume` and `inspect` read a checkpoint; one that is accepted must go on."""
+    path = folder / "checkpoint.pt"
+    path.write_bytes(data)
+    json.dumps(inspect_training_file(path))
+    read_checkpoint(folder, lambda note: None)
 
 
 def read_engine(data: bytes, folder: Path) -> None:
@@ -289,9 +301,8 @@ class Case:
 
 def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
     """For each loader: itself, and a damaged input."""
-    images, models, engines = (
-        st.sampled_from(kind) for kind in (seeds.images, seeds.models, seeds.engines)
-    )
+    images, models = st.sampled_from(seeds.images), st.sampled_from(seeds.models)
+    engines, checkpoints = st.sampled_from(seeds.engines), st.sampled_from(seeds.checkpoints)
     shapes = st.lists(st.integers(0, 6), max_size=4)
     texts = st.builds(json.dumps, plain) | st.text(max_size=30) | st.just("[" * 100_000)
     good = json.loads(parse_onnx(seeds.engines[0], "seed").manifest.to_json())
@@ -309,6 +320,11 @@ def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
             case(read_model)
         ),
         "model.pt, values": st.builds(rewritten, models, changes).map(case(read_model)),
+        "checkpoint, bytes": st.builds(damaged, checkpoints, damages).map(case(read_state)),
+        "checkpoint, records": st.builds(rezipped, checkpoints, st.integers(0, 99), damages).map(
+            case(read_state)
+        ),
+        "checkpoint, values": st.builds(rewritten, checkpoints, changes).map(case(read_state)),
         "engine, bytes": st.builds(damaged, engines, damages).map(case(read_engine)),
         "engine, manifest": st.builds(with_manifest, engines, changes).map(case(read_engine)),
         "engine, weights": st.builds(

@@ -24,7 +24,7 @@ import pytest
 import torch
 from helpers import ignore, make_network, own_test_set, write_image_folder
 from onnx import helper
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 
 from lipdeploy.artifact import MANIFEST_KEY
 from lipdeploy.exporters.export import ExportOptions, export_model
@@ -75,6 +75,13 @@ def animation(kind: str) -> bytes:
     return encoded(frames[0], kind, save_all=True, append_images=frames[1:])
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan; each costs a pass over all pixels."""
+    data = encoded(photo(), "JPEG", progressive=True)
+    start = data.rindex(b"\xff\xda")
+    return data[:start] + data[start:-2] * count + data[-2:]
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -89,6 +96,7 @@ REFUSED_IMAGES = [
     ("PNG bomb", png_of(30_000, 30_000), r"more than 50 million pixels; make it smaller"),
     ("large PNG", png_of(8_000, 8_000), r"8000 x 8000 pixels, limit 50 million; make it smaller"),
     ("PNG with a bomb of text", text_bomb(), r"not a readable image"),
+    ("JPEG of many scans", scans(300), r"a JPEG of more than 100 scans; save it again"),
     ("1 x 1", encoded(photo(1, 1)), r"1 x 1 pixels, expected at least 4 on each side"),
     ("a line", encoded(photo(500, 4)), r"differ by more than 100 times; cut out a part"),
     ("16-bit grey", encoded(Image.new("I;16", (40, 30))), r"mode 'I;16'.*save it as 8-bit RGB"),
@@ -144,10 +152,14 @@ def test_unusual_images_that_are_accepted(
 ) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(data)
-    status, output, _ = predict(path)
-    row = json.loads(output)
+    with Image.open(io.BytesIO(data)) as image:
+        colours = ImageOps.exif_transpose(image).convert("RGBA")
+    white = Image.new("RGBA", colours.size, "white")
+    Image.alpha_composite(white, colours).convert("RGB").save(tmp_path / "plain.png")
+    status, output, _ = predict(path, tmp_path / "plain.png")
+    row, plain = map(json.loads, output.splitlines())
     assert status == 0
-    assert row["radius"] >= 0
+    assert row["logits"] == plain["logits"]
     assert (row["radius_file"] is not None) == has_file_radius
 
 
@@ -262,6 +274,32 @@ def a_function(model: onnx.ModelProto) -> None:
     model.functions.append(helper.make_function("", "Max", ["a", "b"], ["c"], [], []))
 
 
+def many_empty_nodes(model: onnx.ModelProto) -> None:
+    """Two bytes each in the file, a hundred in memory."""
+    model.graph.ClearField("node")
+    model.graph.MergeFromString(b"\x0a\x00" * 200_000)
+
+
+def much_text(model: onnx.ModelProto) -> None:
+    model.graph.node[0].doc_string = "x" * (9 << 20)
+
+
+def long_manifest(model: onnx.ModelProto) -> None:
+    model.metadata_props[0].value += " " * (2 << 20)
+
+
+def deep_manifest(model: onnx.ModelProto) -> None:
+    values = json.loads(model.metadata_props[0].value)
+    for _ in range(500):
+        values["source"] = {"a": values["source"]}
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(values)})
+
+
+def large_bound(model: onnx.ModelProto) -> None:
+    values = json.loads(model.metadata_props[0].value) | {"lipschitz_upper": 10**400}
+    helper.set_model_props(model, {MANIFEST_KEY: json.dumps(values)})
+
+
 def less_bound(model: onnx.ModelProto) -> None:
     values = json.loads(model.metadata_props[0].value)
     values["lipschitz_upper"] /= 100
@@ -296,6 +334,15 @@ MODEL_FILES: list[tuple[str, Callable[[Path], bytes | None], str]] = [
         lambda w: changed_graph(w, kept_outside("../../etc/passwd")),
         "weights in other files, which lipdeploy never reads",
     ),
+    (
+        "empty-nodes.onnx",
+        lambda w: changed_graph(w, many_empty_nodes),
+        "not an ONNX file, or a damaged one",
+    ),
+    ("structure.onnx", lambda w: changed_graph(w, much_text), "more structure than weights"),
+    ("manifest.onnx", lambda w: changed_graph(w, long_manifest), "a manifest of 2 MiB"),
+    ("deep.onnx", lambda w: changed_graph(w, deep_manifest), "nested too deeply"),
+    ("large-bound.onnx", lambda w: changed_graph(w, large_bound), "the manifest is damaged"),
     ("weight.onnx", lambda w: changed_graph(w, other_weight), "do not belong together: export the"),
     ("bound.onnx", lambda w: changed_graph(w, less_bound), "do not belong together: export the"),
     ("operation.onnx", lambda w: changed_graph(w, other_operation), "runs other operations"),
@@ -371,10 +418,15 @@ class Scene:
         (self.images / part / name / "00.png").write_text("text")
         return self.images
 
-    def file(self) -> Path:
-        """A file where a folder is needed."""
-        (self.folder / "file").write_text("")
-        return self.folder / "file"
+    def file(self, name: str = "file") -> Path:
+        """A file where a folder is needed, or none should be."""
+        (self.folder / name).write_text("")
+        return self.folder / name
+
+    def copied(self, name: str) -> Path:
+        """A file of the workshop that may be damaged."""
+        (self.folder / name).write_bytes((self.workshop / name).read_bytes())
+        return self.folder / name
 
 
 COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
@@ -468,7 +520,19 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "output: an engine over a folder",
         lambda s: ["export", s.workshop / "model.pt", "-o", s.images],
         1,
-        "cannot be written .*give another place",
+        "is a folder; give the name of a file",
+    ),
+    (
+        "output: an engine over its model",
+        lambda s: ["export", s.copied("model.pt"), "-o", s.folder / "model.pt"],
+        2,
+        "model.pt: is the model itself; give another name",
+    ),
+    (
+        "output: a run over somebody's table",
+        lambda s: ["train", s.images, "--out", s.file("metrics.csv").parent],
+        2,
+        "already holds metrics.csv.*choose another --out",
     ),
     (
         "output: a table on a full disk",
@@ -486,7 +550,7 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
             s.file() / "a.png",
         ],
         1,
-        "a.png: cannot be written",
+        "cannot be written .*give another place",
     ),
     (
         "usage: unknown command",
@@ -608,7 +672,7 @@ def test_a_disk_that_is_full_when_training_begins_is_told_at_once(
 ) -> None:
     train = ["train", image_folder, "--out", tmp_path / "run", "--workers", "1", "--width", "4"]
     status, _, errors = run_with_small_files(20_000, *train)
-    assert (status, "model.pt: cannot be written" in errors) == (1, True)
+    assert (status, "cannot be written" in errors) == (1, True)
     assert "Traceback" not in errors
     assert not list((tmp_path / "run").iterdir())
 
@@ -629,7 +693,7 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(
         patch.setattr(os, "fsync", full)
         status, _, errors = run_cli(*train, "--width", "4", "--epochs", "4", "--batch", "6")
     assert_one_line(status, "", errors, 1, "cannot be written .No space left on device.; make room")
-    held = read_checkpoint(out, ignore)["finished_epochs"]
+    held = read_checkpoint(out, ignore)[0].finished_epochs
     assert 0 < held < 4
     assert run_cli(*train, "--resume")[0] == 0
     assert load_model(out / "model.pt").card.epochs == 4

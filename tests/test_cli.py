@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ import torch
 from typer.main import get_command
 
 from lipdeploy.cli import app, entry
+from lipdeploy.decimals import float_lower, in_255ths, lower, upper
 from lipdeploy.errors import UsageError
-from lipdeploy.report.console import shown_upper, visible
+from lipdeploy.report.console import visible
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = get_command(app).commands
@@ -220,13 +222,17 @@ def test_a_model_and_a_checkpoint_are_described(
     assert facts["options"]["batch_size"] == 6
 
 
-def test_shown_upper_bounds_are_not_below_the_number() -> None:
-    from fractions import Fraction
-
-    assert shown_upper(Fraction(1), 3) == "1.000"
-    assert shown_upper(Fraction(10001, 10000), 3) == "1.001"
-    assert shown_upper(Fraction(1, 10**9), 3) == "0.001"
+def test_shown_numbers_stay_bounds() -> None:
+    assert (upper(Fraction(1), 3), upper(Fraction(10001, 10000), 3)) == ("1.000", "1.001")
+    assert (upper(1e-9, 3), lower(1e-9, 3)) == ("0.001", "0.000")
+    assert lower(Fraction(199_900, 2000), 2) == "99.95"
+    for k in range(256):
+        radius = Fraction(k, 255)
+        assert in_255ths(radius) == f"{k}/255"
+        assert Fraction(float_lower(radius)) <= radius
+    assert in_255ths(Fraction("0.5")) == "127.5/255"
+    assert in_255ths(Fraction("35.99999") / 255) != "36/255"
 
 
 def test_control_characters_are_written_out() -> None:
-    assert visible("a\x1b[2J\tb\nc\udcff") == "a\\x1b[2J\\tb\nc\\udcff"
+    assert visible("a\x1b[2J\tb\nc\udcff") == "a\\x1b[2J\\tb\\nc\\udcff"

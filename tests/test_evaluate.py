@@ -55,7 +55,8 @@ def test_the_summary_is_what_predict_says_counted_by_hand(
     assert summary["clean_accuracy"] == len(right) / 20
     for entry, radius in zip(summary["certified"], RADII, strict=True):
         count = sum(Fraction(row["radius"]) > Fraction(radius, 255) for row in right)
-        assert entry["radius_255"] == radius
+        assert entry["exactly"] == f"{radius}/255"
+        assert radius - 1e-9 < entry["radius_255"] <= radius
         assert (entry["images"], entry["accuracy"]) == (count, count / 20)
     assert summary["certified"][0]["images"] > summary["certified"][2]["images"] > 0
     total = sum(row["radius"] for row in right)
@@ -100,6 +101,26 @@ def test_the_table_of_images_has_a_line_each(evaluate: Cli, tmp_path: Path) -> N
         assert row["correct"] == str(int(row["class"] == row["predicted"]))
         assert float(row["radius_255"]) >= 0
     assert {row["correct"] for row in rows} == {"0", "1"}
+
+
+def test_an_older_table_stays_until_the_new_one_is_whole(
+    evaluate: Cli, own: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images.csv").write_text("precious")
+    (own / "test" / "cat").rename(own / "test" / "kat")
+    status, _, errors = evaluate("--csv", tmp_path / "images.csv")
+    assert (status, "has no class 'kat'; did you mean cat" in errors) == (1, True)
+    assert (tmp_path / "images.csv").read_text() == "precious"
+    (own / "test" / "kat").rename(own / "test" / "cat")
+    assert evaluate("--csv", tmp_path / "images.csv", "-q")[0] == 0
+    assert len(table(tmp_path / "images.csv")) == 20
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_radii_that_differ_have_names_that_differ(evaluate: Cli) -> None:
+    output = evaluate("--radii", "0.1411764,36/255")[1]
+    names = [line.split()[2] for line in output.splitlines() if "certified at" in line]
+    assert len(set(names)) == 2
 
 
 def test_the_curve_is_a_picture(evaluate: Cli, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loop import Trainer, TrainingOptions
-from lipdeploy.training.session import TrainingRequest, prepare
+from lipdeploy.training.session import TrainingRequest, prepare, read_checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -96,7 +96,7 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(
     resumed = make_trainer(small, tmp_path / "broken", precision=precision)
     with (tmp_path / "broken" / "metrics.csv").open("a") as stream:
         stream.write("3,killed,between,metrics,and,checkpoint,0\r\n")
-    resumed.resume(torch.load(resumed.checkpoint_path, weights_only=True))
+    resumed.resume(read_checkpoint(resumed.folder, ignore)[0])
     assert resumed.finished_epochs == 2
     resumed.run(Silent())
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,14 @@ class LabelledImages:
     def __len__(self) -> int:
         """Number of images."""
         return len(self.labels)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of pixels and labels."""
+        digest = hashlib.sha256(f"{self.pixels.dtype} {tuple(self.pixels.shape)}".encode())
+        for tensor in (self.pixels, self.labels):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
 
     def select(self, indices: Tensor) -> "LabelledImages":
         """The images at `indices`, in that order."""

@@ -1,18 +1,15 @@
 """What is in a model file or a checkpoint, in plain values."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from lipdeploy.inspection import file_facts
-from lipdeploy.training.checkpoint import (
-    FORMAT,
-    FORMAT_VERSION,
-    load_model,
-    read_tensors,
-)
-from lipdeploy.training.loop import CHECKPOINT_FORMAT
+from lipdeploy.images import PREPROCESSING
+from lipdeploy.training.checkpoint import FORMAT, model_of
+from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
+from lipdeploy.training.tensor_file import FORMAT_VERSION, read_tensors
 
 
 def inspect_training_file(path: Path) -> dict[str, Any]:
@@ -21,22 +18,36 @@ def inspect_training_file(path: Path) -> dict[str, Any]:
     Raises:
         ModelError: if it is neither, or damaged.
     """
-    content = read_tensors(path, FORMAT, CHECKPOINT_FORMAT)
-    facts = {"path": str(path), **file_facts(path), "format_version": FORMAT_VERSION}
+    file = read_tensors(path, FORMAT, CHECKPOINT_FORMAT)
+    content = file.content
+    facts = {"path": str(path), "bytes": file.size, "sha256": file.sha256}
+    facts["format_version"] = FORMAT_VERSION
     if content["format"] == CHECKPOINT_FORMAT:
-        kept = ("architecture", "options", "classes", "finished_epochs", "command")
-        return {**facts, "kind": "checkpoint", **{name: content[name] for name in kept}}
-    model = load_model(path)
-    state: dict[str, Tensor] = model.network.state_dict()
+        state = RunState.of(file)
+        return {
+            **facts,
+            "kind": "checkpoint",
+            "architecture": asdict(state.architecture),
+            "options": asdict(state.options),
+            "classes": list(state.classes),
+            "finished_epochs": state.finished_epochs,
+            "command": state.command,
+        }
+    model = model_of(file)
+    weights: dict[str, Tensor] = model.network.state_dict()
     return {
         **facts,
         "kind": "trained model",
         "classes": list(model.card.classes),
-        "architecture": content["architecture"],
-        "preprocessing": content["preprocessing"],
+        "architecture": asdict(model.network.architecture),
+        "preprocessing": PREPROCESSING,
         "parameters": sum(p.numel() for p in model.network.parameters()),
-        "weights": {name: list(value.shape) for name, value in state.items()},
+        "weights": {name: list(value.shape) for name, value in weights.items()},
         "examples": len(model.examples),
-        "source": {name: content["card"][name] for name in ("dataset", "command", "epochs")},
+        "source": {
+            "dataset": model.card.dataset,
+            "command": model.card.command,
+            "epochs": model.card.epochs,
+        },
         "versions": model.card.versions,
     }

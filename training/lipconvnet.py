@@ -65,6 +65,12 @@ class Architecture:
             sides.append((sides[-1] + 1) // 2)
         return sides
 
+    @property
+    def features(self) -> int:
+        """Length of the feature vector."""
+        grids = self.grids()
+        return int(self.width * 2 ** (len(grids) - 1) * grids[-1] ** 2)
+
     def kernel_channels(self) -> Iterator[int]:
         """Channels of each skew kernel, first layer to last."""
         channels = self.width
@@ -100,8 +106,7 @@ class LipConvNet(nn.Module):
             layers += self._block(channels, grid, is_last)
             channels *= 2
         self.body = nn.Sequential(*layers)
-        features = channels * grids[-1] ** 2
-        self.head = make_head(architecture.head, features, architecture.classes)
+        self.head = make_head(architecture.head, architecture.features, architecture.classes)
 
     def _convolution(
         self, in_channels: int, out_channels: int, grid: int, kernel_size: int

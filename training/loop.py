@@ -7,22 +7,25 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lipdeploy.choices import check_choice
-from lipdeploy.errors import TrainingError, UsageError
-from lipdeploy.files import make_writable_folder, not_writable, write_atomically
+from lipdeploy.errors import TrainingError
+from lipdeploy.files import (
+    make_writable_folder,
+    not_writable,
+    only_writer,
+    remove_partial_files,
+    write_atomically,
+)
 from lipdeploy.training.checkpoint import (
-    FORMAT_VERSION,
     ModelCard,
     TrainedModel,
     all_finite,
     current_versions,
     save_model,
-    save_tensors,
 )
 from lipdeploy.training.data import (
     Dataset,
@@ -34,9 +37,10 @@ from lipdeploy.training.data import (
 )
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.losses import correct, training_loss
+from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.run_state import RunState
 from lipdeploy.training.skew import SkewKernel
 
-CHECKPOINT_FORMAT = "lipdeploy-checkpoint"
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
 EVALUATION_BATCH = 500
@@ -45,50 +49,6 @@ GRADIENT_LIMIT = 5.0
 images met gradients of 60 and then diverged, where 40 steps on CIFAR-10 had a median of 2.3."""
 EXAMPLES = 16
 """Images kept in a model file, to check engines on."""
-Precision = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train; the defaults are the balanced recipe.
-
-    Attributes:
-        epochs: passes over the training part.
-        batch_size: images a step; None for 256, or less where an epoch would have under 8 steps.
-        learning_rate: peak of the one-cycle schedule.
-        weight_decay: on skew kernels only.
-        offset: u of the loss, an l2 distance in pixels of [0, 1].
-        temperature: T of the loss, likewise.
-        curvature: weight of the curvature penalty of an MLP head.
-        validation: share of the training part that is set aside.
-        shift: largest random shift, in pixels.
-        seed: of initial weights, split, order and augmentation.
-        precision: arithmetic of the body; weights, head and loss are float32.
-        device: "cpu", "cuda", ...
-    """
-
-    epochs: int = 20
-    batch_size: int | None = None
-    learning_rate: float = 0.2
-    weight_decay: float = 1e-4
-    offset: float = 0.4
-    temperature: float = 0.25
-    curvature: float = 0.0
-    validation: float = 0.05
-    shift: int = 4
-    seed: int = 0
-    precision: Precision = "float32"
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UsageError(f"{name} must be positive, got {value}")
-        if not 0 <= self.validation < 1:
-            raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
-        check_choice("--precision", self.precision, PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -158,6 +118,7 @@ class Trainer:
         self.finished_epochs = 0
         self.accuracy = 0.0
         self._stop_requested = False
+        self._is_last_checkpoint_whole = True
 
     @property
     def description(self) -> str:
@@ -209,18 +170,22 @@ class Trainer:
             OutputError: if a file cannot be written; likewise.
         """
         make_writable_folder(self.folder)
-        if self.finished_epochs == 0:
-            self._forget_rows_after(0)
-            self.save()
-        while not (self.is_finished or self._stop_requested):
-            metrics = self._epoch(observer)
-            if not all_finite(self.network):
-                raise self._diverged("a weight is not finite")
-            self.accuracy = metrics.accuracy
-            self.finished_epochs += 1
-            self._append(metrics)
-            self.save()
-            observer.epoch(metrics)
+        with only_writer(self.folder):
+            remove_partial_files(self.folder)
+            if self.finished_epochs == 0:
+                self._forget_rows_after(0)
+                self.save(0)
+            while not (self.is_finished or self._stop_requested):
+                observer.epoch(self._epoch_and_save(observer))
+
+    def _epoch_and_save(self, observer: Observer) -> EpochMetrics:
+        metrics = self._epoch(observer)
+        if not all_finite(self.network):
+            raise self._diverged("a weight is not finite")
+        self._append(metrics)
+        self.save(metrics.epoch)
+        self.accuracy, self.finished_epochs = metrics.accuracy, metrics.epoch
+        return metrics
 
     def _epoch(self, observer: Observer) -> EpochMetrics:
         start, epoch = time.perf_counter(), self.finished_epochs + 1
@@ -323,56 +288,85 @@ class Trainer:
         else:
             self._metrics_path.unlink()
 
-    def save(self) -> None:
-        """Write model.pt and checkpoint.pt, each atomically."""
+    def save(self, epoch: int) -> None:
+        """Write model.pt and checkpoint.pt after `epoch`, each atomically.
+
+        The very first checkpoint comes before its model, so that a run that holds anything can be
+        resumed; later the model comes first, so that it is never behind the checkpoint.
+        """
+        if epoch == 0:
+            self._save_state(epoch)
+        self._save_model(epoch)
+        if epoch > 0:
+            self._save_state(epoch)
+
+    def _save_model(self, epoch: int) -> None:
         card = ModelCard(
             classes=self.dataset.classes,
             dataset=self.dataset.name,
             command=self.command,
-            epochs=self.finished_epochs,
+            epochs=epoch,
             versions=current_versions(),
         )
         source = self.validation if len(self.validation) else self.training
-        model = TrainedModel(self.network, card, source.pixels[:EXAMPLES].clone())
-        save_model(model, self.model_path)
-        save_tensors(self._state(), self.checkpoint_path, previous=self.previous_path)
+        examples = source.pixels[:EXAMPLES].clone()
+        save_model(TrainedModel(self.network, card, examples), self.model_path)
 
-    def _state(self) -> dict[str, Any]:
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "format_version": FORMAT_VERSION,
-            "architecture": asdict(self.architecture),
-            "options": asdict(self.options),
-            "images": len(self.dataset.images),
-            "classes": list(self.dataset.classes),
-            "command": self.command,
-            "finished_epochs": self.finished_epochs,
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-        }
+    def _save_state(self, epoch: int) -> None:
+        # A damaged checkpoint must not take the place of the good one before it.
+        previous = self.previous_path if self._is_last_checkpoint_whole else None
+        self._state(epoch).save(self.checkpoint_path, previous=previous)
+        self._is_last_checkpoint_whole = True
 
-    def resume(self, state: dict[str, Any]) -> None:
-        """Go back to a state read from a checkpoint.
+    def _state(self, epoch: int) -> RunState:
+        return RunState(
+            architecture=self.architecture,
+            options=self.options,
+            classes=self.dataset.classes,
+            data_sha256=self.dataset.images.sha256,
+            command=self.command,
+            finished_epochs=epoch,
+            network=self.network.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+        )
+
+    def resume(self, state: RunState, *, is_last: bool = True) -> None:
+        """Go back to the state in a checkpoint.
 
         Where this run's learning rate is another one, the whole rest of the schedule is scaled.
 
+        Args:
+            state: what the checkpoint holds.
+            is_last: whether it is the last one; else the last is damaged and will be replaced.
+
         Raises:
-            TrainingError: if it belongs to another network, dataset or schedule.
+            TrainingError: if it belongs to another network or to other images.
         """
-        mine = self._state()
-        for key in ("architecture", "images", "classes"):
-            if state[key] != mine[key]:
-                raise TrainingError(
-                    f"{self.checkpoint_path} was made with other {key}: {state[key]}, now "
-                    f"{mine[key]}; resume with the data of the first call"
-                )
-        self._forget_rows_after(state["finished_epochs"])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
-        self.finished_epochs = state["finished_epochs"]
-        self._scale_learning_rate(self.options.learning_rate / state["options"]["learning_rate"])
+        for name, what in (("architecture", "network"), ("classes", "classes")):
+            old, new = getattr(state, name), getattr(self, name, self.dataset.classes)
+            if old != new:
+                raise self._does_not_fit(f"other {what}: {old}, now {new}")
+        if state.data_sha256 != self.dataset.images.sha256:
+            raise self._does_not_fit("other images")
+        try:
+            self.network.load_state_dict(state.network)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.scheduler.load_state_dict(state.scheduler)
+            self._scale_learning_rate(self.options.learning_rate / state.options.learning_rate)
+        # torch raises many kinds for states that are not its own.
+        except Exception as error:
+            raise TrainingError(
+                f"{self.checkpoint_path} holds a state that does not fit ({error!r}); start anew"
+            ) from error
+        self._forget_rows_after(state.finished_epochs)
+        self.finished_epochs, self._is_last_checkpoint_whole = state.finished_epochs, is_last
+
+    def _does_not_fit(self, what: str) -> TrainingError:
+        return TrainingError(
+            f"{self.checkpoint_path} was made with {what}; resume with the data of the first call, "
+            "or train anew with another --out"
+        )
 
     def _scale_learning_rate(self, factor: float) -> None:
         if factor != 1:

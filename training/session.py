@@ -2,27 +2,23 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lipdeploy.datasets import CIFAR_NAMES, check_test_classes, scan_folder, unknown_dataset
-from lipdeploy.errors import ModelError, UsageError
-from lipdeploy.files import make_writable_folder, write_atomically
-from lipdeploy.training.checkpoint import read_tensors
+from lipdeploy.errors import UsageError
+from lipdeploy.files import make_writable_folder
 from lipdeploy.training.data import Dataset, Progress, load_cifar, load_folder
 from lipdeploy.training.lipconvnet import Architecture
-from lipdeploy.training.loop import (
-    CHECKPOINT_FORMAT,
-    CHECKPOINT_NAME,
-    PREVIOUS_NAME,
-    Trainer,
-    TrainingOptions,
-)
+from lipdeploy.training.loop import CHECKPOINT_NAME, PREVIOUS_NAME, Trainer
+from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
+from lipdeploy.training.tensor_file import DamagedFileError, read_tensors
 
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "model.pt")
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "model.pt", "metrics.csv")
 Note = Callable[[str], None]
 
 
@@ -77,40 +73,43 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
     image_size, command = request.image_size, request.command
     if resume:
-        saved = read_checkpoint(request.out, note)
-        kept = {**saved["options"], "device": options.device, **request.changes}
-        options = TrainingOptions(**kept)
-        image_size, command = saved["architecture"]["image_size"], saved["command"]
+        state, is_last = read_checkpoint(request.out, note)
+        options = replace(state.options, device=options.device, **request.changes)
+        image_size, command = state.architecture.image_size, state.command
     _check_dataset(request, image_size)
     make_writable_folder(request.out)
     dataset = load_dataset(request, image_size, progress)
     side = dataset.images.pixels.shape[-1]
     architecture = Architecture(image_size=side, classes=len(dataset.classes), **request.network)
-    if resume:
-        architecture = Architecture(**saved["architecture"])
-    trainer = Trainer(dataset, architecture, options, request.out, command)
-    if resume:
-        trainer.resume(saved)
+    if not resume:
+        return Trainer(dataset, architecture, options, request.out, command)
+    trainer = Trainer(dataset, state.architecture, options, request.out, command)
+    trainer.resume(state, is_last=is_last)
     return trainer
 
 
-def read_checkpoint(folder: Path, note: Note) -> dict[str, Any]:
-    """The last checkpoint of a run, or, where it is damaged, the one before it.
+def read_checkpoint(folder: Path, note: Note) -> tuple[RunState, bool]:
+    """The last checkpoint of a run, or, where it is damaged or missing, the one before it.
+
+    Returns:
+        The state, and whether it is the last one.
 
     Raises:
-        ModelError: if neither can be read.
+        ModelError: if there is none that can be read, or the last one is of another version.
     """
     last, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
-    try:
-        return read_tensors(last, CHECKPOINT_FORMAT)
-    except ModelError as error:
-        if not previous.is_file():
-            raise
-        state = read_tensors(previous, CHECKPOINT_FORMAT)
-        note(f"{error}\nGoing on from {previous}, epoch {state['finished_epochs']}")
-        # Else the next save would keep the damaged file as the previous one.
-        write_atomically(previous.read_bytes(), last)
-        return state
+    if not last.exists() and previous.exists():
+        problem = f"{last}: missing"
+    else:
+        try:
+            return RunState.of(read_tensors(last, CHECKPOINT_FORMAT)), True
+        except DamagedFileError as error:
+            if not previous.exists():
+                raise
+            problem = str(error)
+    state = RunState.of(read_tensors(previous, CHECKPOINT_FORMAT))
+    note(f"{problem}; going on from {previous}, epoch {state.finished_epochs}")
+    return state, False
 
 
 def _device(name: str) -> str:

@@ -20,6 +20,9 @@ from lipdeploy.report.console import Verbosity, print_error, print_line, set_ver
 # is raised for an unknown command, option or value.
 _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]
 
+EXTRAS = {"torch": "train", "matplotlib": "plot"}
+"""Packages that not every command needs, and the extra that brings each."""
+
 STANDARD_OUTPUT = 1  # file descriptor
 
 app = typer.Typer(
@@ -100,6 +103,9 @@ def _message(error: BaseException) -> str:
         return _usage_message(error)
     if isinstance(error, OSError):
         return f"{error.filename or 'output'}: {error.strerror or error}"
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+        extra = EXTRAS[error.name]
+        return f"this command needs {error.name}; pip install 'lipdeploy[{extra}]'"
     if isinstance(error, MemoryError):
         return "not enough memory; try a smaller --batch, --width or --image-size"
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -9,6 +9,7 @@ import typer
 from lipdeploy.cli import options
 from lipdeploy.cli.values import holds_tensors, parse_radii
 from lipdeploy.errors import UsageError
+from lipdeploy.files import check_output
 from lipdeploy.report.console import print_detail, print_json, stages
 
 if TYPE_CHECKING:
@@ -49,27 +50,30 @@ def evaluate(
         raise UsageError(f"--limit {limit}: must be at least 1")
     if curve is not None:
         plots.check_matplotlib()
+    for path in (curve, csv):
+        if path is not None:
+            check_output(path)
     images = _test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
-    result, start = Evaluation(), time.perf_counter()
+    result = Evaluation()
     with Predictor(_engine(model), batch_size=batch, **arguments) as predictor:
-        print_detail(
-            f"{predictor.model}: {predictor.manifest.sha256}, {predictor.runtime.description}"
-        )
+        print_detail(predictor.description)
+        images = images.in_order_of(predictor.manifest.classes)
+        start = time.perf_counter()
         with report.image_table(csv) as write_image:
             for outcome in report.watched(outcomes(predictor, images), len(images)):
                 result.add(outcome)
                 write_image(outcome)
         seconds = time.perf_counter() - start
         summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
-    if curve is not None:
-        title = f"{predictor.model} on {result.images} images of {images.name}"
-        plots.write_curve(result, counted, title, guarantee, curve)
     if as_json:
         print_json(summary)
     else:
         report.write_evaluation(summary)
+    if curve is not None:
+        title = f"{predictor.model} on {result.images} images of {images.name}"
+        plots.write_curve(result, counted, title, guarantee, curve)
     if result.unreadable:
         raise typer.Exit(1)
 

@@ -210,9 +210,7 @@ Radii = Annotated[
         "default 36/255,72/255,108/255,1.",
     ),
 ]
-Limit = Annotated[
-    int | None, typer.Option(help="Only this many images, evenly spread over the classes.")
-]
+Limit = Annotated[int | None, typer.Option(help="Only this many images, at equal distances.")]
 ImageTable = Annotated[Path | None, typer.Option("--csv", help="Write a CSV line an image here.")]
 Curve = Annotated[
     Path | None, typer.Option(help="Draw certified accuracy against the radius here, as a PNG.")

@@ -50,9 +50,7 @@ def predict(
 
     arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
     with Predictor(path, certify=certify, batch_size=batch, **arguments) as predictor:
-        print_detail(
-            f"{predictor.model}: {predictor.manifest.sha256}, {predictor.runtime.description}"
-        )
+        print_detail(predictor.description)
         rows = prediction.PredictionRows(predictor, limit)
         stream = map(rows.row, predictor.attempt(sources))
         if as_json:
@@ -61,7 +59,7 @@ def predict(
             prediction.write_csv(stream)
         else:
             prediction.write_table(stream, certify=certify)
-            print_note(prediction.prediction_note(predictor, rows))
+            print_note(*prediction.prediction_note(predictor, rows))
     if rows.failures or rows.abstained:
         raise typer.Exit(1 if rows.failures else 3)
 

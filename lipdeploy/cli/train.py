@@ -97,7 +97,7 @@ def train(
     elif not trainer.has_learned:
         print_note("The network hardly learned; try a smaller --batch or --lr, or more --epochs.")
     print_line(f"Trained: {trainer.model_path}")
-    print_hint(f"Next:\n  {shlex.join(['lipdeploy', 'export', str(trainer.model_path)])}")
+    print_hint("Next:", f"  {shlex.join(['lipdeploy', 'export', str(trainer.model_path)])}")
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -146,4 +146,4 @@ def _tell_stopped(trainer: "Trainer", again: str) -> None:
     done = trainer.finished_epochs
     state = f"epoch {done}" if done else "0 epochs: it has learned nothing yet"
     print_line(f"Stopped; {trainer.model_path} holds {state}.")
-    print_hint(f"Go on with:\n  {again}")
+    print_hint("Go on with:", f"  {again}")

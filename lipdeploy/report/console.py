@@ -4,12 +4,10 @@ Results go to standard output, everything else to standard error, so that output
 """
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from fractions import Fraction
 from typing import Any
 
 from rich.console import Console
@@ -47,7 +45,7 @@ def is_quiet() -> bool:
 
 def visible(text: str) -> str:
     """With control characters written out: names of files and classes must not steer a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def cell(text: str, style: str = "") -> Text:
@@ -55,21 +53,20 @@ def cell(text: str, style: str = "") -> Text:
     return Text(visible(text), style=style)
 
 
-def shown_upper(value: Fraction, digits: int) -> str:
-    """A number of at least 0 with `digits` decimals, rounded up: still an upper bound."""
-    scaled = math.ceil(value * 10**digits)
-    return f"{scaled // 10**digits}.{scaled % 10**digits:0{digits}d}"
+def _print(console: Console, lines: tuple[str, ...], style: str | None = None) -> None:
+    for line in lines:
+        console.print(visible(line), markup=False, soft_wrap=True, style=style)
 
 
-def print_line(text: str) -> None:
-    """Print a result as it is on standard output, without markup or wrapping."""
-    out.print(visible(text), markup=False, soft_wrap=True)
+def print_line(*lines: str) -> None:
+    """Print results as they are on standard output, without markup or wrapping."""
+    _print(out, lines)
 
 
-def print_hint(text: str) -> None:
+def print_hint(*lines: str) -> None:
     """Print on standard output what to do next; not when quiet."""
     if not is_quiet():
-        print_line(text)
+        _print(out, lines)
 
 
 def print_json(value: dict[str, Any]) -> None:
@@ -78,21 +75,21 @@ def print_json(value: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def print_note(text: str) -> None:
-    """Print a remark on standard error; not when quiet."""
+def print_note(*lines: str) -> None:
+    """Print remarks on standard error; not when quiet."""
     if not is_quiet():
-        err.print(visible(text), markup=False, soft_wrap=True, style="dim")
+        _print(err, lines, "dim")
 
 
-def print_detail(text: str) -> None:
+def print_detail(*lines: str) -> None:
     """Print on standard error what only a verbose command tells."""
     if _Settings.verbosity == Verbosity.VERBOSE:
-        err.print(visible(text), markup=False, soft_wrap=True, style="dim")
+        _print(err, lines, "dim")
 
 
 def print_error(text: str) -> None:
     """Print one red line on standard error."""
-    err.print(visible(f"Error: {text}"), markup=False, soft_wrap=True, style="red")
+    _print(err, (f"Error: {text}",), "red")
 
 
 def print_table(table: Table) -> None:

@@ -1,12 +1,14 @@
 """An evaluation as a table, one JSON object, and a CSV file with a line an image."""
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipdeploy.decimals import float_lower, in_255ths, lower
 from lipdeploy.files import not_writable
 from lipdeploy.report.console import plain_table, print_note, print_table, progress_bars
 
@@ -43,26 +45,37 @@ def image_row(outcome: "Outcome") -> dict[str, Any]:
 def image_table(path: Path | None) -> Iterator[Callable[["Outcome"], None]]:
     """Write a line an image while it runs; nothing where `path` is None.
 
+    An older file of that name stays until the new one is whole.
+
     Raises:
         OutputError: if the file cannot be written.
     """
     if path is None:
         yield lambda outcome: None
         return
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # A device, such as /dev/stdout, has no name that could be taken.
+    target = partial if path.is_file() or not path.exists() else path
     with _writing(path):
-        stream = path.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-        writer = csv.DictWriter(stream, IMAGE_COLUMNS)
-        writer.writeheader()
-
-    def write(outcome: "Outcome") -> None:
-        with _writing(path):
-            writer.writerow(image_row(outcome))
-
+        stream = target.open("w", newline="", encoding="utf-8", errors="backslashreplace")
     try:
+        writer = csv.DictWriter(stream, IMAGE_COLUMNS)
+        with _writing(path):
+            writer.writeheader()
+
+        def write(outcome: "Outcome") -> None:
+            with _writing(path):
+                writer.writerow(image_row(outcome))
+
         yield write
-    finally:
         with _writing(path):
             stream.close()
+            if target is partial:
+                partial.replace(path)
+    finally:
+        with suppress(OSError):
+            stream.close()
+        partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -103,8 +116,9 @@ def evaluation_summary(
         "clean_accuracy": evaluation.clean_accuracy,
         "certified": [
             {
-                "radius": float(radius),
-                "radius_255": float(255 * radius),
+                "radius": float_lower(radius),
+                "radius_255": float_lower(255 * radius),
+                "exactly": in_255ths(radius),
                 "images": evaluation.certified(radius),
                 "accuracy": evaluation.certified_accuracy(radius),
             }
@@ -123,24 +137,23 @@ def evaluation_summary(
 def write_evaluation(summary: dict[str, Any]) -> None:
     """The summary for people."""
     table = plain_table("", ">images", ">share")
-    rows = [("clean accuracy", summary["correct"], summary["clean_accuracy"])]
-    rows += [
-        (f"certified at {entry['radius_255']:g}/255", entry["images"], entry["accuracy"])
-        for entry in summary["certified"]
-    ]
-    for name, count, share in rows:
-        table.add_row(name, f"{count} of {summary['images']}", f"{share:.1%}")
+    rows = [("clean accuracy", summary["correct"])]
+    rows += [(f"certified at {e['exactly']}", e["images"]) for e in summary["certified"]]
+    for name, count in rows:
+        share = Fraction(100 * count, summary["images"])
+        table.add_row(name, f"{count} of {summary['images']}", f"{lower(share, 2)} %")
     average, of_correct = (
-        255 * summary[name] for name in ("average_certified_radius", "mean_correct_radius")
+        lower(255 * Fraction(summary[name]), 1)
+        for name in ("average_certified_radius", "mean_correct_radius")
     )
-    table.add_row("average certified radius", "", f"{average:.1f}/255")
-    table.add_row("mean radius of right answers", "", f"{of_correct:.1f}/255")
+    table.add_row("average certified radius", "", f"{average}/255")
+    table.add_row("mean radius of right answers", "", f"{of_correct}/255")
     print_table(table)
     print_note(
         f"{summary['images']} images in {summary['seconds']:.1f} s "
         f"({summary['images_per_second']:.0f} a second), {summary['unreadable']} unreadable (count "
-        f"as wrong); engine {summary['engine']}\n"
+        f"as wrong); engine {summary['engine']}",
         f"guarantee {summary['guarantee']}: an image counts as certified at r where the answer is "
         "right and no change of the network's input of l2 norm up to r changes it; the average "
-        f"radius counts wrong answers as 0; assumes {'; '.join(summary['assumptions'])}"
+        f"radius counts wrong answers as 0; assumes {'; '.join(summary['assumptions'])}",
     )

@@ -3,7 +3,8 @@
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from lipdeploy.report.console import print_detail, print_hint, print_line, shown_upper
+from lipdeploy.decimals import upper
+from lipdeploy.report.console import print_detail, print_hint, print_line
 
 if TYPE_CHECKING:
     from lipdeploy.exporters.export import Exported
@@ -14,7 +15,7 @@ def export_summary(exported: "Exported") -> None:
     manifest, parity = exported.manifest, exported.parity
     forms = [layer.form for layer in manifest.layers]
     counts = ", ".join(f"{forms.count(form)} {form}" for form in dict.fromkeys(forms))
-    shown_bound = shown_upper(Fraction(manifest.lipschitz_upper) * 255, 6)
+    shown_bound = upper(255 * Fraction(manifest.lipschitz_upper), 6)
     total = sum(exported.seconds.values())
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in exported.seconds.items())
     size = exported.path.stat().st_size / 1e6
@@ -31,6 +32,6 @@ def export_summary(exported: "Exported") -> None:
         f"{parity.argmax_flips} argmax flips"
     )
     for index, layer in enumerate(manifest.layers):
-        norm = shown_upper(Fraction(layer.norm_upper), 9)
+        norm = upper(layer.norm_upper, 9)
         print_detail(f"  layer {index:3d}  {layer.form:9s}  norm at most {norm}")
-    print_hint(f"Next:\n  lipdeploy predict IMAGE --certify --model {exported.path}")
+    print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")

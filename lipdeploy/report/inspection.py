@@ -3,7 +3,8 @@
 from fractions import Fraction
 from typing import Any
 
-from lipdeploy.report.console import cell, plain_table, print_line, print_table, shown_upper
+from lipdeploy.decimals import upper
+from lipdeploy.report.console import cell, plain_table, print_line, print_table
 
 ENGINE_COLUMNS = ("operation", "form", "grid", "channels", "stored as", ">MB", ">norm at most")
 
@@ -20,7 +21,7 @@ def write_inspection(facts: dict[str, Any]) -> None:
 
 def _shown(name: str, value: Any) -> str:  # noqa: ANN401
     if name == "lipschitz_upper":
-        return f"{shown_upper(Fraction(value) * 255, 6)} for pixels in [0, 1]"
+        return f"{upper(255 * Fraction(value), 6)} for pixels in [0, 1]"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(key, part)}" for key, part in value.items())
     if isinstance(value, list):
@@ -44,6 +45,6 @@ def _write_operations(operations: list[dict[str, Any]]) -> None:
             channels,
             ", ".join(operation.get("stored_as", ())),
             f"{operation['bytes'] / 1e6:.3f}",
-            "" if norm is None else shown_upper(Fraction(norm), 9),
+            "" if norm is None else upper(norm, 9),
         )
     print_table(table)

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import sys
 from collections.abc import Iterable
 from fractions import Fraction
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from lipdeploy.decimals import lower
 from lipdeploy.report import console
 from lipdeploy.report.console import cell, print_json, print_table
 
@@ -128,18 +128,19 @@ def shown_radius(radius_255: Fraction) -> Text:
     """Rounded down to two decimals, so that what is shown is still guaranteed."""
     if radius_255 <= 0:
         return Text("not certified", style="yellow")
-    return Text(f"{math.floor(radius_255 * 100) / 100:.2f}/255", style="green")
+    return Text(f"{lower(radius_255, 2)}/255", style="green")
 
 
-def prediction_note(predictor: "Predictor", rows: PredictionRows) -> str:
-    """The line under the table: what ran, and what a radius means."""
+def prediction_note(predictor: "Predictor", rows: PredictionRows) -> list[str]:
+    """The lines under the table: what ran, and what a radius means."""
     counts = "1 image" if rows.total == 1 else f"{rows.total} images"
     if rows.failures:
         counts += f", {rows.failures} unreadable"
     engine = f"{counts}; engine {predictor.runtime.description}"
     if not predictor.certify:
-        return engine
-    return (
-        f"{engine}\nguarantee {predictor.guarantee}: no change of the network's input of l2 norm "
-        f"below the radius changes the class; assumes {'; '.join(predictor.assumptions)}"
-    )
+        return [engine]
+    return [
+        engine,
+        f"guarantee {predictor.guarantee}: no change of the network's input of l2 norm below the "
+        f"radius changes the class; assumes {'; '.join(predictor.assumptions)}",
+    ]

@@ -1,0 +1,58 @@
+"""How a network is trained."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from lipdeploy.choices import check_choice
+from lipdeploy.errors import UsageError
+
+Precision = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+LARGEST = 10_000
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train; the defaults are the balanced recipe.
+
+    Attributes:
+        epochs: passes over the training part.
+        batch_size: images a step; None for 256, or less where an epoch would have under 8 steps.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: on skew kernels only.
+        offset: u of the loss, an l2 distance in pixels of [0, 1].
+        temperature: T of the loss, likewise.
+        curvature: weight of the curvature penalty of an MLP head.
+        validation: share of the training part that is set aside.
+        shift: largest random shift, in pixels.
+        seed: of initial weights, split, order and augmentation.
+        precision: arithmetic of the body; weights, head and loss are float32.
+        device: "cpu", "cuda", ...
+    """
+
+    epochs: int = 20
+    batch_size: int | None = None
+    learning_rate: float = 0.2
+    weight_decay: float = 1e-4
+    offset: float = 0.4
+    temperature: float = 0.25
+    curvature: float = 0.0
+    validation: float = 0.05
+    shift: int = 4
+    seed: int = 0
+    precision: Precision = "float32"
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"{name} must be positive, got {value}")
+        for name in ("weight_decay", "offset", "curvature", "shift"):
+            if not 0 <= getattr(self, name) < LARGEST:
+                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.validation < 1:
+            raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
+        check_choice("--precision", self.precision, PRECISIONS)

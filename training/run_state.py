@@ -1,0 +1,92 @@
+"""The state of a run between two epochs, as checkpoint.pt holds it."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lipdeploy.training.checkpoint import check_weights_fit
+from lipdeploy.training.lipconvnet import Architecture
+from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.tensor_file import (
+    FORMAT_VERSION,
+    DamagedFileError,
+    TensorFile,
+    one_line,
+    write_tensors,
+)
+
+CHECKPOINT_FORMAT = "lipdeploy-checkpoint"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Everything that a run needs to go on.
+
+    Attributes:
+        architecture: the shapes of the network.
+        options: how it is trained.
+        classes: names of the classes.
+        data_sha256: hash of the pixels and labels that it is trained on.
+        command: the command that began it.
+        finished_epochs: epochs that are done.
+        network: weights and buffers.
+        optimizer: its state.
+        scheduler: its state.
+    """
+
+    architecture: Architecture
+    options: TrainingOptions
+    classes: tuple[str, ...]
+    data_sha256: str
+    command: str
+    finished_epochs: int
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+
+    def save(self, path: Path, *, previous: Path | None) -> None:
+        """Write it atomically; the file that was there is kept as `previous`.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values |= {"architecture": asdict(self.architecture), "options": asdict(self.options)}
+        values["classes"] = list(self.classes)
+        header = {"format": CHECKPOINT_FORMAT, "format_version": FORMAT_VERSION}
+        write_tensors({**header, **values}, path, previous=previous)
+
+    @classmethod
+    def of(cls, file: TensorFile) -> "RunState":
+        """The state in a file that was read.
+
+        Raises:
+            DamagedFileError: if something is missing or of another type.
+        """
+        try:
+            values = {name: file.content[name] for name in cls.__dataclass_fields__}
+            values["architecture"] = Architecture(**values["architecture"])
+            values["options"] = TrainingOptions(**values["options"])
+            values["classes"] = tuple(values["classes"])
+            state = cls(**values)
+            state._check_types()
+        except MemoryError:
+            raise
+        # What is in the file decides which exception it is.
+        except Exception as error:
+            raise DamagedFileError(
+                f"{file.path}: damaged checkpoint ({one_line(error)}); start the run anew"
+            ) from error
+        return state
+
+    def _check_types(self) -> None:
+        texts = [*self.classes, self.data_sha256, self.command]
+        parts = [self.network, self.optimizer, self.scheduler]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError("classes, hash and command must be text")
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError("states must be dictionaries")
+        epochs: Any = self.finished_epochs
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ValueError(f"{epochs!r} epochs")
+        check_weights_fit(self.architecture, self.network)
