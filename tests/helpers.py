@@ -8,7 +8,9 @@ from PIL import Image
 
 from lipdeploy.training.data import Dataset
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
-from lipdeploy.training.loop import EpochMetrics, Trainer, TrainingOptions
+from lipdeploy.training.loop import Trainer
+from lipdeploy.training.metrics import EpochMetrics
+from lipdeploy.training.options import TrainingOptions
 
 
 def make_network(

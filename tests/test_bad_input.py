@@ -590,6 +590,12 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "Invalid value for '--epochs'.*valid integer.*train --help",
     ),
     (
+        "usage: workers below none",
+        lambda s: ["train", s.images, "--workers", "-1"],
+        2,
+        "--workers -1: must be 0 .one a core. or more",
+    ),
+    (
         "usage: no radius",
         lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--radii", "36/255,much"],
         2,

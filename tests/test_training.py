@@ -16,7 +16,8 @@ from lipdeploy.training import loop
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.lipconvnet import Architecture
-from lipdeploy.training.loop import Trainer, TrainingOptions
+from lipdeploy.training.loop import Trainer
+from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.session import TrainingRequest, prepare, read_checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]

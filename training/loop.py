@@ -1,11 +1,8 @@
 """The training loop: epochs, schedule, checkpoints, resume."""
 
-import csv
-import io
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdeploy.errors import TrainingError
-from lipdeploy.files import (
-    make_writable_folder,
-    not_writable,
-    only_writer,
-    remove_partial_files,
-    write_atomically,
-)
+from lipdeploy.files import make_writable_folder, only_writer, remove_partial_files
 from lipdeploy.training.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -37,6 +28,7 @@ from lipdeploy.training.data import (
 )
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.losses import correct, training_loss
+from lipdeploy.training.metrics import EpochMetrics, MetricsTable
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.run_state import RunState
 from lipdeploy.training.skew import SkewKernel
@@ -49,19 +41,6 @@ GRADIENT_LIMIT = 5.0
 images met gradients of 60 and then diverged, where 40 steps on CIFAR-10 had a median of 2.3."""
 EXAMPLES = 16
 """Images kept in a model file, to check engines on."""
-
-
-@dataclass(frozen=True)
-class EpochMetrics:
-    """One row of metrics.csv."""
-
-    epoch: int
-    seconds: float
-    learning_rate: float
-    loss: float
-    accuracy: float
-    validation_loss: float
-    validation_accuracy: float
 
 
 class Observer(Protocol):
@@ -115,6 +94,7 @@ class Trainer:
             total_steps=self.steps * options.epochs + 1,
             cycle_momentum=False,
         )
+        self.metrics = MetricsTable(folder / "metrics.csv")
         self.finished_epochs = 0
         self.accuracy = 0.0
         self._stop_requested = False
@@ -173,7 +153,7 @@ class Trainer:
         with only_writer(self.folder):
             remove_partial_files(self.folder)
             if self.finished_epochs == 0:
-                self._forget_rows_after(0)
+                self.metrics.forget_after(0)
                 self.save(0)
             while not (self.is_finished or self._stop_requested):
                 observer.epoch(self._epoch_and_save(observer))
@@ -182,7 +162,7 @@ class Trainer:
         metrics = self._epoch(observer)
         if not all_finite(self.network):
             raise self._diverged("a weight is not finite")
-        self._append(metrics)
+        self.metrics.append(metrics)
         self.save(metrics.epoch)
         self.accuracy, self.finished_epochs = metrics.accuracy, metrics.epoch
         return metrics
@@ -261,33 +241,6 @@ class Trainer:
             hits += correct(logits, chosen.labels)
         return total / len(images), hits / len(images)
 
-    @property
-    def _metrics_path(self) -> Path:
-        return self.folder / "metrics.csv"
-
-    def _append(self, metrics: EpochMetrics) -> None:
-        row = asdict(metrics)
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, fieldnames=list(row))
-        if not self._metrics_path.is_file():
-            writer.writeheader()
-        writer.writerow(row)
-        try:
-            with self._metrics_path.open("a", newline="") as stream:
-                stream.write(text.getvalue())
-        except OSError as error:
-            raise not_writable(self._metrics_path, error) from error
-
-    def _forget_rows_after(self, epoch: int) -> None:
-        """Drop rows of metrics.csv that a run wrote just before it was killed."""
-        if not self._metrics_path.is_file():
-            return
-        rows = self._metrics_path.read_bytes().splitlines(keepends=True)[: epoch + 1]
-        if epoch:
-            write_atomically(b"".join(rows), self._metrics_path)
-        else:
-            self._metrics_path.unlink()
-
     def save(self, epoch: int) -> None:
         """Write model.pt and checkpoint.pt after `epoch`, each atomically.
 
@@ -359,7 +312,7 @@ class Trainer:
             raise TrainingError(
                 f"{self.checkpoint_path} holds a state that does not fit ({error!r}); start anew"
             ) from error
-        self._forget_rows_after(state.finished_epochs)
+        self.metrics.forget_after(state.finished_epochs)
         self.finished_epochs, self._is_last_checkpoint_whole = state.finished_epochs, is_last
 
     def _does_not_fit(self, what: str) -> TrainingError:

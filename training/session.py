@@ -69,6 +69,8 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
             f"{request.out} already holds {held[0]}; add --resume to go on with that run, or "
             "choose another --out"
         )
+    if request.workers < 0:
+        raise UsageError(f"--workers {request.workers}: must be 0 (one a core) or more")
     options = TrainingOptions(**request.options, device=_device(request.device))
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
     image_size, command = request.image_size, request.command

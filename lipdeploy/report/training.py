@@ -8,7 +8,7 @@ from rich.progress import TaskID
 from lipdeploy.report.console import is_quiet, print_line, progress_bars
 
 if TYPE_CHECKING:
-    from lipdeploy.training.loop import EpochMetrics
+    from lipdeploy.training.metrics import EpochMetrics
 
 
 class TrainingProgress:
