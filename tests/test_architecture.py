@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 TRUSTED = (
-    "frozen operators spectral taylor heads bounds rounding certificate artifact fourier errors"
+    "frozen operators spectral taylor heads bounds rounding certificate artifact fourier errors "
+    "choices"
 )
 TRUSTED_MODULES = {f"lipdeploy.{name}" for name in TRUSTED.split()}
 FOLDERS = {"lipdeploy": "lipdeploy", "training": "lipdeploy.training"}
