@@ -15,7 +15,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +26,9 @@ from helpers import ignore, make_network, own_test_set, write_image_folder
 from onnx import helper
 from PIL import Image, ImageOps, PngImagePlugin
 
-from lipdeploy.artifact import MANIFEST_KEY
+from lipdeploy.artifact import MANIFEST_KEY, Manifest
 from lipdeploy.exporters.export import ExportOptions, export_model
+from lipdeploy.exporters.onnx_file import stored_weights
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
 from lipdeploy.training.session import read_checkpoint
 
@@ -300,6 +301,15 @@ def large_bound(model: onnx.ModelProto) -> None:
     helper.set_model_props(model, {MANIFEST_KEY: json.dumps(values)})
 
 
+def not_a_number(model: onnx.ModelProto) -> None:
+    """In a weight, with a hash that is right again."""
+    tensor = next(t for t in model.graph.initializer if t.name == "head.bias")
+    tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(3, np.nan, np.float32), tensor.name))
+    manifest = Manifest.from_json(model.metadata_props[0].value)
+    manifest = replace(manifest, sha256=manifest.digest(stored_weights(model)))
+    helper.set_model_props(model, {MANIFEST_KEY: manifest.to_json()})
+
+
 def less_bound(model: onnx.ModelProto) -> None:
     values = json.loads(model.metadata_props[0].value)
     values["lipschitz_upper"] /= 100
@@ -343,6 +353,7 @@ MODEL_FILES: list[tuple[str, Callable[[Path], bytes | None], str]] = [
     ("manifest.onnx", lambda w: changed_graph(w, long_manifest), "a manifest of 2 MiB"),
     ("deep.onnx", lambda w: changed_graph(w, deep_manifest), "nested too deeply"),
     ("large-bound.onnx", lambda w: changed_graph(w, large_bound), "the manifest is damaged"),
+    ("nan.onnx", lambda w: changed_graph(w, not_a_number), "head.bias: NaN or infinite weights"),
     ("weight.onnx", lambda w: changed_graph(w, other_weight), "do not belong together: export the"),
     ("bound.onnx", lambda w: changed_graph(w, less_bound), "do not belong together: export the"),
     ("operation.onnx", lambda w: changed_graph(w, other_operation), "runs other operations"),

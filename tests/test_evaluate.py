@@ -4,10 +4,13 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 from helpers import own_test_set
 from hypothesis import given
@@ -123,6 +126,31 @@ def test_radii_that_differ_have_names_that_differ(evaluate: Cli) -> None:
     assert len(set(names)) == 2
 
 
+def test_cifar_is_evaluated_by_its_name(
+    run_cli: Cli, source: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = scan_folder(own, "test")
+
+    class BundledCifar:
+        """What torchvision's CIFAR-10 looks like, with the bundled images."""
+
+        def __init__(self, root: str, *, train: bool, download: bool) -> None:
+            assert (root, train, download) == ("somewhere", False, True)
+            self.data = np.stack([np.asarray(Image.open(path)) for path in folder.sources])
+            self.targets, self.classes = folder.labels, list(folder.classes)
+
+    module = ModuleType("torchvision.datasets")
+    module.CIFAR10 = module.CIFAR100 = BundledCifar
+    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", module)
+    model = source / "samples" / "model.onnx"
+    status, by_name, errors = run_cli("evaluate", model, "cifar10", "--data", "somewhere", "--json")
+    assert (status, errors) == (0, "")
+    by_folder = run_cli("evaluate", model, own, "--json")[1]
+    assert json.loads(by_name)["data"] == "cifar10 test"
+    assert json.loads(by_name)["certified"] == json.loads(by_folder)["certified"]
+
+
 def test_the_curve_is_a_picture(evaluate: Cli, tmp_path: Path) -> None:
     assert evaluate("--curve", tmp_path / "curve.png", "--quiet")[2] == ""
     with Image.open(tmp_path / "curve.png") as picture:
@@ -134,7 +162,7 @@ def test_the_curve_is_a_picture(evaluate: Cli, tmp_path: Path) -> None:
 def test_without_matplotlib_a_curve_is_refused_before_any_work(
     evaluate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, output, errors = evaluate("--curve", tmp_path / "curve.png", "--csv", tmp_path / "a")
     assert (status, output) == (1, "")
     assert "pip install 'lipdeploy[plot]'" in errors

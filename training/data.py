@@ -204,7 +204,8 @@ def load_cifar(name: str, root: Path) -> Dataset:
 def cifar_test_images(name: str, root: Path) -> LabelledSources[NDArray[np.uint8]]:
     """The test part of CIFAR-10 or CIFAR-100, for evaluation only; raises as `load_cifar`."""
     source = _torchvision_cifar(name, root, train=False)
-    return LabelledSources(f"{name} test", tuple(source.classes), source.data, source.targets)
+    # A list of images: as one array they would be taken for a single one.
+    return LabelledSources(f"{name} test", tuple(source.classes), list(source.data), source.targets)
 
 
 def _torchvision_cifar(name: str, root: Path, *, train: bool) -> Any:  # noqa: ANN401
