@@ -78,7 +78,9 @@ def parse_onnx(data: bytes, name: str) -> Engine:
     # The parser raises protobuf's own error types, which differ between its versions, and hostile
     # names, shapes and lengths raise many others.
     except Exception as error:
-        raise ModelError("not an ONNX file, or a damaged one; export the model again") from error
+        raise ModelError(
+            "not an engine (an ONNX file), or a damaged one; make one with 'lipdeploy export'"
+        ) from error
     if MANIFEST_KEY not in properties:
         raise ModelError("an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'")
     manifest = Manifest.from_json(properties[MANIFEST_KEY])

@@ -66,8 +66,8 @@ def check_same_classes(
         raise DatasetError(f"{where}: {owner} has no class {name!r}{hint}")
     if missing := sorted(expected - found):
         raise DatasetError(
-            f"{where}: no images of {_list(missing)}, which {owner} has; add a folder of images "
-            "for each class, or remove the class from training"
+            f"{where}: no images of {_list(missing)}, which {owner} has; test and training need "
+            "the same classes: add a folder of images for each, or train without them"
         )
 
 

@@ -123,13 +123,20 @@ def _one_line(error: Exception) -> str:
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            kind = "a directory without images" if path.is_dir() else "no such file"
-            raise ImageError(f"{kind}; expected one of {' '.join(sorted(SUFFIXES))}")
+            raise ImageError(_no_file(path))
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ImageError(f"file is larger than {MAX_FILE_BYTES >> 20} MiB")
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
+
+
+def _no_file(path: Path) -> str:
+    if not path.is_dir():
+        return "no such file, and nothing that matches it; give the path of an image"
+    if any(inner.suffix.lower() in SUFFIXES for inner in path.rglob("*")):
+        return "a directory; give its images one by one"
+    return f"a directory without images; expected {' '.join(sorted(SUFFIXES))}"
 
 
 def _checked_array(array: NDArray[Any]) -> Pixels:

@@ -133,6 +133,7 @@ class Predictor:
         if not isinstance(model, Engine):
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
+        self.sha256 = model.sha256
         self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
         self.runtime: Runtime = (
             NumpyRuntime(self.network) if runtime == "numpy" else OnnxRuntime(model.data, device)
@@ -156,7 +157,7 @@ class Predictor:
     @property
     def description(self) -> str:
         """Model, hash of its content, engine, device: what a result was made with."""
-        return f"{self.model}, content {self.manifest.sha256}, {self.runtime.description}"
+        return f"{self.model}, sha256 {self.sha256}, {self.runtime.description}"
 
     @property
     def assumptions(self) -> tuple[str, ...]:
@@ -257,9 +258,9 @@ def _check_arguments(guarantee: str, device: str, runtime: str, batch_size: int)
 
 def _read_engine(path: Path) -> Engine:
     if path.suffix == ".pt":
+        model = path.with_name("model.pt") if path.name.startswith("checkpoint") else path
         raise ModelError(
-            f"{path}: a trained model, not an engine; run 'lipdeploy export {path}' and use the "
-            "file that it writes"
+            f"{path}: not an engine; run 'lipdeploy export {model}' and use the file that it writes"
         )
     engine = read_onnx(path)
     expected = {"size": engine.network.image_size, **PREPROCESSING}

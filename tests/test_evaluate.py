@@ -1,6 +1,7 @@
 """The evaluate command, and the counting behind it."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -106,6 +107,19 @@ def test_the_table_of_images_has_a_line_each(evaluate: Cli, tmp_path: Path) -> N
     assert {row["correct"] for row in rows} == {"0", "1"}
 
 
+def test_files_of_other_kinds_are_not_written_over(
+    run_cli: Cli, source: Path, own: Path, tmp_path: Path
+) -> None:
+    engine = tmp_path / "model.onnx"
+    engine.write_bytes((source / "samples" / "model.onnx").read_bytes())
+    picture = own / "test" / "cat" / "cat-0000.jpg"
+    for option, path, suffix in (("--csv", engine, ".csv"), ("--curve", picture, ".png")):
+        before = path.read_bytes()
+        status, _, errors = run_cli("evaluate", engine, own, option, path)
+        assert (status, f"must end in {suffix}" in errors) == (2, True)
+        assert path.read_bytes() == before
+
+
 def test_an_older_table_stays_until_the_new_one_is_whole(
     evaluate: Cli, own: Path, tmp_path: Path
 ) -> None:
@@ -163,10 +177,12 @@ def test_without_matplotlib_a_curve_is_refused_before_any_work(
     evaluate: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    status, output, errors = evaluate("--curve", tmp_path / "curve.png", "--csv", tmp_path / "a")
+    status, output, errors = evaluate(
+        "--curve", tmp_path / "curve.png", "--csv", tmp_path / "a.csv"
+    )
     assert (status, output) == (1, "")
     assert "pip install 'lipdeploy[plot]'" in errors
-    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "a.csv").exists()
     with pytest.raises(EngineError):
         plots.check_matplotlib()
 
@@ -176,20 +192,22 @@ def test_images_that_cannot_be_read_count_as_wrong(
 ) -> None:
     before = json.loads(evaluate("--json")[1])
     (own / "test" / "cat" / "bad.png").write_text("no image")
-    status, output, _ = evaluate("--json", "--csv", tmp_path / "images.csv")
+    status, output, errors = evaluate("--json", "--csv", tmp_path / "images.csv", "-q")
     after = json.loads(output)
     assert status == 1
     assert (after["images"], after["unreadable"]) == (21, 1)
     assert after["correct"] == before["correct"]
+    assert "bad.png: not a readable image" in errors
     (bad,) = [row for row in table(tmp_path / "images.csv") if row["error"]]
     assert (bad["class"], bad["predicted"], bad["correct"]) == ("cat", "", "0")
 
 
 def test_a_limit_takes_some_of_every_class(evaluate: Cli, tmp_path: Path) -> None:
     assert (
-        json.loads(evaluate("--json", "--limit", "10", "--csv", tmp_path / "a")[1])["images"] == 10
+        json.loads(evaluate("--json", "--limit", "10", "--csv", tmp_path / "a.csv")[1])["images"]
+        == 10
     )
-    rows = table(tmp_path / "a")
+    rows = table(tmp_path / "a.csv")
     assert len({row["class"] for row in rows}) == 10
 
 
@@ -249,6 +267,16 @@ def test_nothing_evaluated_is_no_division_by_zero() -> None:
     empty = Evaluation()
     assert empty.clean_accuracy == empty.average_certified_radius == empty.mean_correct_radius == 0
     assert empty.certified_accuracy(Fraction(0)) == 0
+
+
+def test_a_radius_without_its_255_is_doubted(evaluate: Cli) -> None:
+    assert "--radii 36 is 9180/255; did you mean 36/255?" in evaluate("--radii", "36")[2]
+
+
+def test_results_name_the_file_that_they_belong_to(evaluate: Cli, source: Path) -> None:
+    summary = json.loads(evaluate("--json")[1])
+    data = (source / "samples" / "model.onnx").read_bytes()
+    assert summary["sha256"] == hashlib.sha256(data).hexdigest()
 
 
 def test_the_json_is_the_only_thing_on_standard_output(evaluate: Cli) -> None:

@@ -176,8 +176,8 @@ def test_foreign_damaged_and_missing_files_are_refused(tmp_path: Path, engine: P
     cases = {
         "missing.onnx": (None, "no such file"),
         "empty.onnx": (b"", "not one of lipdeploy"),
-        "text.onnx": (b"hello, this is text", "not an ONNX file"),
-        "cut.onnx": (data[: len(data) // 2], "not an ONNX file"),
+        "text.onnx": (b"hello, this is text", "not an engine"),
+        "cut.onnx": (data[: len(data) // 2], "not an engine"),
         "foreign.onnx": (foreign.SerializeToString(), "not one of lipdeploy"),
     }
     for name, (content, message) in cases.items():

@@ -87,9 +87,10 @@ def test_lines_in_a_pipe_are_not_wrapped(predict: Cli, samples: Path, tmp_path: 
     deep.mkdir()
     shutil.copy(samples / "cat-0000.jpg", deep)
     (deep / "text.png").write_text("no image")
-    _, output, _ = predict(deep)
+    _, output, errors = predict(deep)
     assert f"{deep / 'cat-0000.jpg'} " in output
-    assert "0x" not in output
+    assert f"{deep / 'text.png'}: not a readable image" in errors
+    assert "0x" not in output + errors
 
 
 def test_both_runtimes_certify_nearly_the_same(predict: Cli, samples: Path) -> None:
@@ -202,6 +203,18 @@ def test_the_predictor_raises_where_an_image_is_bad(samples: Path) -> None:
         list(predictor([(samples / "cat-0000.jpg").read_bytes(), b"nothing"]))
     with pytest.raises(UsageError):
         Predictor(samples / "model.onnx", batch_size=0)
+
+
+def test_a_directory_is_no_image_for_the_predictor(samples: Path) -> None:
+    advice = "a directory; give its images one by one"
+    with Predictor(samples / "model.onnx") as predictor, pytest.raises(ImageError, match=advice):
+        next(predictor(samples))
+
+
+def test_training_files_are_no_engines(run_cli: Cli, samples: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((samples / "model.pt").read_bytes())
+    errors = run_cli("predict", samples, "--model", tmp_path / "checkpoint.pt")[2]
+    assert f"lipdeploy export {tmp_path / 'model.pt'}" in errors
 
 
 def test_without_a_model_the_predictor_takes_the_default(

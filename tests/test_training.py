@@ -36,7 +36,8 @@ def test_train_export_and_predict_work_on_an_image_folder(
     settings = ["--width", "4", "--epochs", "4", "--batch", "6", "--lr", "0.05", "--workers", "1"]
     kind = ["--head", head, "--padding", padding, "--curvature", "0.01"]
     status, output, errors = run_cli("train", image_folder, "--out", out, *settings, *kind)
-    assert (status, errors) == (0, "")
+    assert (status, errors.count("\n")) == (0, 1)
+    assert "22 images of 2 classes to train on, 2 set aside" in errors
     assert f"lipdeploy export {out / 'model.pt'}" in output
     status, output, _ = run_cli("export", out / "model.pt")
     assert status == 0
@@ -175,7 +176,8 @@ def test_resume_refuses_what_does_not_fit(run_cli: Cli, image_folder: Path, tmp_
     status, _, errors = run_cli("train", image_folder, "--out", out, "--resume", "--epochs", "9")
     assert (status, "--epochs" in errors) == (2, True)
     status, _, errors = run_cli("train", image_folder, "--out", out, "--resume")
-    assert (status, "no such file" in errors) == (1, True)
+    assert (status, "start the run without --resume" in errors) == (1, True)
+    assert not out.exists()
     settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1"]
     assert run_cli("train", image_folder, "--out", out, *settings)[0] == 0
     status, _, errors = run_cli("train", image_folder, "--out", out)
@@ -221,7 +223,7 @@ def test_unknown_datasets_and_options_are_refused() -> None:
             prepare(request(dataset, **changes), resume=False, progress=ignore, note=print)
 
     refuse(DatasetError, "neither a folder nor one of cifar10, cifar100; did you mean", "cifar11")
-    refuse(UsageError, "epochs must be positive", options={"epochs": 0})
+    refuse(UsageError, "--epochs 0: must be positive", options={"epochs": 0})
     refuse(UsageError, "expected one of float32, bfloat16", options={"precision": "int4"})
     refuse(UsageError, "width", network={"width": 3})
 
@@ -277,3 +279,34 @@ def test_a_resumed_run_can_change_rate_and_precision_only(
     assert status == 0
     assert "learning_rate=0.01" in errors
     assert "precision='bfloat16'" in errors
+
+
+def test_a_lost_model_is_written_again(run_cli: Cli, image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--validation", "0"]
+    status, output, _ = run_cli("train", image_folder, "--out", out, *settings)
+    assert (status, "nan" in output) == (0, False)
+    before = load_model(out / "model.pt")
+    (out / "model.pt").unlink()
+    assert run_cli("train", image_folder, "--out", out, "--resume")[0] == 0
+    again = load_model(out / "model.pt")
+    assert again.card == before.card
+    for name, value in before.network.state_dict().items():
+        assert torch.equal(again.network.state_dict()[name], value), name
+
+
+def test_a_start_that_fails_leaves_no_folder(
+    run_cli: Cli, image_folder: Path, tmp_path: Path
+) -> None:
+    (image_folder / "train" / "dark" / "00.png").write_text("no image")
+    status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "run")
+    assert (status, "remove or replace the image" in errors) == (1, True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_run(
+    run_cli: Cli, image_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    status, _, errors = run_cli("train", image_folder, "--out", tmp_path)
+    assert (status, "already holds" in errors) == (2, True)

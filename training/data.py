@@ -75,7 +75,7 @@ def _decode_file(path: Path, size: int) -> NDArray[Any]:
         pixels = decode(path).pixels
         resized = linear_resize(pixels.shape[0], pixels.shape[1], size)(pixels)
     except ImageError as error:
-        raise DatasetError(f"{path!s}: {error}") from error
+        raise DatasetError(f"{path!s}: {error}; remove or replace the image") from error
     whole = pixels.shape[:2] == (size, size)
     return resized.astype(np.uint8 if whole else np.float16)
 

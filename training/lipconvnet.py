@@ -44,13 +44,13 @@ class Architecture:
         if not all(isinstance(number, int) for number in numbers):
             raise UsageError(f"sizes must be whole numbers, got {numbers}")
         if self.image_size < 4:
-            raise UsageError(f"image size must be at least 4, got {self.image_size}")
+            raise UsageError(f"--image-size {self.image_size}: must be at least 4")
         if self.classes < 2:
             raise UsageError(f"a classifier needs at least 2 classes, got {self.classes}")
         if self.width < 4 or self.width % 2:
-            raise UsageError(f"width must be an even number of at least 4, got {self.width}")
+            raise UsageError(f"--width {self.width}: must be an even number of at least 4")
         if self.depth < 5 or self.depth % 5:
-            raise UsageError(f"depth must be a multiple of 5 (5, 10, 15, ...), got {self.depth}")
+            raise UsageError(f"--depth {self.depth}: must be a multiple of 5 (5, 10, 15, ...)")
         check_choice("--head", self.head, HEADS)
         check_choice("--padding", self.padding, PADDINGS)
 

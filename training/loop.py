@@ -103,11 +103,14 @@ class Trainer:
     @property
     def description(self) -> str:
         """Network, images and schedule in one line."""
+        network, options = self.architecture, self.options
         parameters = sum(p.numel() for p in self.network.parameters())
         return (
-            f"{self.architecture}, {parameters:,} parameters; {len(self.training)} images to train "
-            f"on, {len(self.validation)} set aside; {self.steps} steps of {self.batch_size} images "
-            f"an epoch; {self.options}"
+            f"LipConvNet-{network.depth}, width {network.width}, {network.head} head, "
+            f"{parameters:,} parameters, {network.image_size} pixels; {len(self.training)} images "
+            f"of {network.classes} classes to train on, {len(self.validation)} set aside; "
+            f"{options.epochs} epochs of {self.steps} steps of {self.batch_size} images; "
+            f"{options.precision} on {options.device}"
         )
 
     @property
@@ -155,6 +158,8 @@ class Trainer:
             if self.finished_epochs == 0:
                 self.metrics.forget_after(0)
                 self.save(0)
+            else:  # whatever became of it in the meantime
+                self._save_model(self.finished_epochs)
             while not (self.is_finished or self._stop_requested):
                 observer.epoch(self._epoch_and_save(observer))
 

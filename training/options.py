@@ -11,6 +11,12 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 LARGEST = 10_000
+FLAGS = {"batch_size": "--batch", "learning_rate": "--lr", "offset": "--u", "temperature": "--t"}
+"""Options of the command line that are not called like their field."""
+
+
+def _flag(name: str) -> str:
+    return FLAGS.get(name, f"--{name.replace('_', '-')}")
 
 
 @dataclass(frozen=True)
@@ -49,10 +55,10 @@ class TrainingOptions:
         for name in ("epochs", "batch_size", "learning_rate", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise UsageError(f"{name} must be positive, got {value}")
+                raise UsageError(f"{_flag(name)} {value}: must be positive")
         for name in ("weight_decay", "offset", "curvature", "shift"):
             if not 0 <= getattr(self, name) < LARGEST:
-                raise UsageError(f"{name} must not be negative, got {getattr(self, name)}")
+                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must not be negative")
         if not 0 <= self.validation < 1:
-            raise UsageError(f"validation must be a share in [0, 1), got {self.validation}")
+            raise UsageError(f"--validation {self.validation}: must be a share in [0, 1)")
         check_choice("--precision", self.precision, PRECISIONS)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from lipdeploy.datasets import CIFAR_NAMES, check_test_classes, scan_folder, unknown_dataset
-from lipdeploy.errors import UsageError
+from lipdeploy.errors import ModelError, UsageError
 from lipdeploy.files import make_writable_folder
 from lipdeploy.training.data import Dataset, Progress, load_cifar, load_folder
 from lipdeploy.training.lipconvnet import Architecture
@@ -18,7 +19,6 @@ from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
 from lipdeploy.training.tensor_file import DamagedFileError, read_tensors
 
-RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, "model.pt", "metrics.csv")
 Note = Callable[[str], None]
 
 
@@ -63,31 +63,56 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
     Raises:
         LipdeployError: if the data, the options or the checkpoint are not usable.
     """
-    held = [name for name in RUN_FILES if (request.out / name).exists()]
+    held = _files(request.out)
     if held and not resume:
         raise UsageError(
-            f"{request.out} already holds {held[0]}; add --resume to go on with that run, or "
+            f"{request.out} already holds {held[0]}; add --resume to go on with a run in it, or "
             "choose another --out"
         )
     if request.workers < 0:
         raise UsageError(f"--workers {request.workers}: must be 0 (one a core) or more")
     options = TrainingOptions(**request.options, device=_device(request.device))
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
-    image_size, command = request.image_size, request.command
+    image_size, resumed = request.image_size, None
     if resume:
-        state, is_last = read_checkpoint(request.out, note)
-        options = replace(state.options, device=options.device, **request.changes)
-        image_size, command = state.architecture.image_size, state.command
+        resumed = read_checkpoint(request.out, note)
+        options = replace(resumed[0].options, device=options.device, **request.changes)
+        image_size = resumed[0].architecture.image_size
     _check_dataset(request, image_size)
+    is_new = not request.out.exists()
     make_writable_folder(request.out)
+    try:
+        return _build(request, options, image_size, progress, resumed)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                request.out.rmdir()
+        raise
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of what is in a folder, without what is hidden; nothing where there is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _build(
+    request: TrainingRequest,
+    options: TrainingOptions,
+    image_size: int | None,
+    progress: Progress,
+    resumed: tuple[RunState, bool] | None,
+) -> Trainer:
     dataset = load_dataset(request, image_size, progress)
+    if resumed is not None:
+        state, is_last = resumed
+        trainer = Trainer(dataset, state.architecture, options, request.out, state.command)
+        trainer.resume(state, is_last=is_last)
+        return trainer
     side = dataset.images.pixels.shape[-1]
     architecture = Architecture(image_size=side, classes=len(dataset.classes), **request.network)
-    if not resume:
-        return Trainer(dataset, architecture, options, request.out, command)
-    trainer = Trainer(dataset, state.architecture, options, request.out, command)
-    trainer.resume(state, is_last=is_last)
-    return trainer
+    return Trainer(dataset, architecture, options, request.out, request.command)
 
 
 def read_checkpoint(folder: Path, note: Note) -> tuple[RunState, bool]:
@@ -100,7 +125,9 @@ def read_checkpoint(folder: Path, note: Note) -> tuple[RunState, bool]:
         ModelError: if there is none that can be read, or the last one is of another version.
     """
     last, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
-    if not last.exists() and previous.exists():
+    if not (last.exists() or previous.exists()):
+        raise ModelError(f"{folder}: no checkpoint to go on from; start the run without --resume")
+    if not last.exists():
         problem = f"{last}: missing"
     else:
         try:

@@ -20,6 +20,11 @@ from lipdeploy.errors import ModelError
 from lipdeploy.files import write_atomically
 
 FORMAT_VERSION = 1
+INSTEAD = {
+    "lipdeploy-checkpoint": "the model.pt beside it",
+    "lipdeploy-model": "the checkpoint.pt beside it",
+}
+"""What to take where the file of the other kind is given."""
 
 STORAGES = "Bool Byte Char Short Int Long Half BFloat16 Float Double"
 CALLABLES = frozenset(
@@ -85,12 +90,13 @@ def read_tensors(path: Path, *formats: str) -> TensorFile:
     # The unpickler and the zip reader raise many kinds of errors; all mean the same here.
     except Exception as error:
         raise DamagedFileError(
-            f"{path}: not a {expected} file, or a damaged one ({one_line(error)}); "
-            "take it from a backup, or train again"
+            f"{path}: not a {expected} file as 'lipdeploy train' writes it, or a damaged one "
+            f"({one_line(error)}); take it from a backup, or train again"
         ) from error
     found = str(content.get("format", "foreign"))
     if found not in formats:
-        raise ModelError(f"{path}: a {found} file; expected a {expected} file")
+        hint = INSTEAD.get(found, "as 'lipdeploy train' writes")
+        raise ModelError(f"{path}: a {found} file; expected a {expected} file, {hint}")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise ModelError(

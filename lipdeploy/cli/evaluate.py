@@ -10,7 +10,7 @@ from lipdeploy.cli import options
 from lipdeploy.cli.values import holds_tensors, parse_radii
 from lipdeploy.errors import UsageError
 from lipdeploy.files import check_output
-from lipdeploy.report.console import print_detail, print_json, stages
+from lipdeploy.report.console import print_detail, print_json, print_note, stages
 
 if TYPE_CHECKING:
     from lipdeploy.artifact import Engine
@@ -50,9 +50,9 @@ def evaluate(
         raise UsageError(f"--limit {limit}: must be at least 1")
     if curve is not None:
         plots.check_matplotlib()
-    for path in (curve, csv):
+    for option, path, suffix in (("--curve", curve, ".png"), ("--csv", csv, ".csv")):
         if path is not None:
-            check_output(path)
+            _check_file(option, path, suffix)
     images = _test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
@@ -65,6 +65,7 @@ def evaluate(
             for outcome in report.watched(outcomes(predictor, images), len(images)):
                 result.add(outcome)
                 write_image(outcome)
+                report.tell_unreadable(outcome, result.unreadable)
         seconds = time.perf_counter() - start
         summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
     if as_json:
@@ -74,8 +75,19 @@ def evaluate(
     if curve is not None:
         title = f"{predictor.model} on {result.images} images of {images.name}"
         plots.write_curve(result, counted, title, guarantee, curve)
+    if written := [str(path) for path in (csv, curve) if path is not None]:
+        print_note(f"wrote {', '.join(written)}")
     if result.unreadable:
         raise typer.Exit(1)
+
+
+def _check_file(option: str, path: Path, suffix: str) -> None:
+    """Make sure, before the work, that a file can be written and is no other kind of file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        return  # a device, such as /dev/stdout
+    if path.suffix.lower() != suffix:
+        raise UsageError(f"{option} {path}: the name must end in {suffix}")
+    check_output(path)
 
 
 def _test_images(dataset: str, data: Path) -> "LabelledSources[Any]":

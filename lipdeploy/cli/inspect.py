@@ -2,6 +2,7 @@
 
 from lipdeploy.cli import options
 from lipdeploy.cli.values import holds_tensors
+from lipdeploy.errors import ModelError
 from lipdeploy.report.console import print_json
 
 
@@ -18,6 +19,9 @@ def inspect(
     """
     from lipdeploy.report.inspection import write_inspection
 
+    if not artifact.is_file():
+        kind = "is a folder; give a file in it" if artifact.is_dir() else "no such file"
+        raise ModelError(f"{artifact}: {kind}; expected an engine, a model.pt or a checkpoint.pt")
     if holds_tensors(artifact):
         from lipdeploy.training.inspection import inspect_training_file
 

@@ -83,7 +83,8 @@ def train(
     )
     with TrainingProgress() as progress:
         trainer = prepare(request, resume=resume, progress=progress.decoded, note=print_note)
-        print_detail(trainer.description)
+        print_note(trainer.description)
+        print_detail(str(trainer.options))
         already_done = trainer.is_finished
         progress.start(trainer.options.epochs, trainer.steps, trainer.finished_epochs)
         with _stopping_gently(trainer):
@@ -113,7 +114,7 @@ def _check_resume(given: set[str], out: Path | None) -> None:
     free = {"dataset", "out", "resume", "data", "device", "workers", "lr", "precision"}
     if fixed := given - free - {"quiet", "verbose", "debug"}:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
-        raise UsageError(f"--resume takes {names} from the checkpoint; leave it out")
+        raise UsageError(f"--resume takes {names} from the checkpoint; leave out")
 
 
 def _new_run_folder(dataset: str) -> Path:

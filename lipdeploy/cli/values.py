@@ -4,6 +4,10 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipdeploy.errors import UsageError
+from lipdeploy.report.console import print_note
+
+UNUSUAL = 5
+"""Radii from here on, l2 in [0, 1] pixels, are more often a forgotten /255 than meant."""
 
 
 def parse_radius(option: str, text: str) -> Fraction:
@@ -16,6 +20,8 @@ def parse_radius(option: str, text: str) -> Fraction:
         raise UsageError(message) from error
     if value < 0:
         raise UsageError(f"{option} {text}: must not be negative")
+    if value >= UNUSUAL:
+        print_note(f"{option} {text} is {float(255 * value):g}/255; did you mean {text}/255?")
     return value
 
 

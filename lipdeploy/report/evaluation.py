@@ -10,11 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from lipdeploy.decimals import float_lower, in_255ths, lower
 from lipdeploy.files import not_writable
-from lipdeploy.report.console import plain_table, print_note, print_table, progress_bars
+from lipdeploy.report.console import (
+    plain_table,
+    print_error,
+    print_note,
+    print_table,
+    progress_bars,
+)
 
 if TYPE_CHECKING:
     from lipdeploy.evaluation import Evaluation, Outcome
     from lipdeploy.predictor import Predictor
+
+NAMED = 10
+"""Unreadable images that are named."""
 
 IMAGE_COLUMNS = (
     "path",
@@ -86,6 +95,15 @@ def _writing(path: Path) -> Iterator[None]:
         raise not_writable(path, error) from error
 
 
+def tell_unreadable(outcome: "Outcome", unreadable: int) -> None:
+    """Name an image that cannot be read; only the first `NAMED` of them."""
+    error = getattr(outcome.result, "error", None)
+    if error is not None and unreadable <= NAMED:
+        print_error(f"{outcome.result.path}: {error}")
+    if error is not None and unreadable == NAMED + 1:
+        print_error("more images cannot be read; --csv FILE lists all of them")
+
+
 def watched(outcomes: Iterable["Outcome"], total: int) -> Iterator["Outcome"]:
     """The outcomes, with a progress bar."""
     right = 0
@@ -108,7 +126,8 @@ def evaluation_summary(
     return {
         "model": predictor.model,
         "engine": predictor.runtime.description,
-        "sha256": predictor.manifest.sha256,
+        "sha256": predictor.sha256,
+        "content_sha256": predictor.manifest.sha256,
         "data": data,
         "images": evaluation.images,
         "unreadable": evaluation.unreadable,

@@ -20,13 +20,13 @@ def export_summary(exported: "Exported") -> None:
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in exported.seconds.items())
     size = exported.path.stat().st_size / 1e6
     print_line(f"Exported {exported.path} ({size:.1f} MB) in {total:.1f} s ({times})")
-    print_line(f"  layers     {len(forms)}: {counts}")
-    print_line(
+    print_hint(f"  layers     {len(forms)}: {counts}")
+    print_hint(
         f"  bound      a pixel change of l2 norm 1 in [0, 1] moves the features by at most "
         f"{shown_bound} (pixels are scaled by {manifest.source['input_gain']:g} on the way "
         f"in); proof: {manifest.proof}"
     )
-    print_line(
+    print_hint(
         f"  check      {parity.inputs} inputs against float64: largest logit difference "
         f"{parity.logit_difference:.1e}, costs {parity.radius_cost:.1e}/255 of radius, "
         f"{parity.argmax_flips} argmax flips"

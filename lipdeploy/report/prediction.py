@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lipdeploy.decimals import lower
 from lipdeploy.report import console
-from lipdeploy.report.console import cell, print_json, print_table
+from lipdeploy.report.console import cell, print_error, print_json, print_table
 
 if TYPE_CHECKING:
     from lipdeploy.predictor import Failure, Prediction, Predictor
@@ -102,15 +102,19 @@ def write_table(rows: Iterable[dict[str, Any]], *, certify: bool) -> None:
         table.add_column("certified radius", justify="right")
         table.add_column("in the file", justify="right")
         table.add_column("budget", justify="right")
+    unreadable = []
     for row in rows:
         table.add_row(*_cells(row, certify=certify))
+        unreadable += [row] if "error" in row else []
     print_table(table)
+    for row in unreadable:
+        print_error(f"{row['path']}: {row['error']}")
 
 
 def _cells(row: dict[str, Any], *, certify: bool) -> list[Text]:
     path = cell(row["path"])
     if "error" in row:
-        return [path, cell(row["error"], "red")]
+        return [path, cell("unreadable", "red")]
     label = cell("abstained", "yellow") if row.get("abstained") else cell(row["label"])
     if not certify:
         return [path, label]

@@ -1,5 +1,6 @@
 """Progress of a training run."""
 
+import math
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -59,8 +60,9 @@ class TrainingProgress:
     def epoch(self, metrics: "EpochMetrics") -> None:
         """Print the line of a finished epoch."""
         if not is_quiet():
+            held = metrics.validation_accuracy
+            validation = "" if math.isnan(held) else f"  validation {held:.1%}"
             print_line(
                 f"epoch {metrics.epoch:3d}/{self._epochs}  {metrics.seconds:6.1f} s  "
-                f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}  "
-                f"validation {metrics.validation_accuracy:.1%}"
+                f"loss {metrics.loss:.3f}  accuracy {metrics.accuracy:.1%}{validation}"
             )
