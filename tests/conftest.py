@@ -1,12 +1,13 @@
 """Fixtures that several tests use."""
 
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ignore, make_network, write_image_folder
+from helpers import ignore, make_network, own_test_set, write_image_folder
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
@@ -72,6 +73,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def small(image_folder: Path, cache: Path) -> Dataset:
     """The training part of `image_folder`."""
     return load_folder(image_folder, None, 1, ignore)
+
+
+@pytest.fixture(scope="session")
+def test_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real images as test/<class>/*: 500 of cifar10-jpeg if it lies beside the checkout, else 20."""
+    folder = tmp_path_factory.mktemp("test-set")
+    archive = SOURCE.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
+    if not archive.is_file():
+        return own_test_set(folder, SOURCE / "samples")
+    with tarfile.open(archive) as stored:
+        for index, member in enumerate(m for m in stored if "/test/" in m.name and m.isfile()):
+            if index % 16 == 0:
+                stored.extract(member, folder, filter="data")
+    return folder / "cifar10-jpeg"
 
 
 @pytest.fixture

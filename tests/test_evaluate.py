@@ -70,6 +70,16 @@ def test_the_summary_is_what_predict_says_counted_by_hand(
     assert summary["images_per_second"] > 0
 
 
+def test_the_bundled_model_is_as_good_as_it_is_said_to_be(
+    run_cli: Cli, source: Path, test_set: Path
+) -> None:
+    model = source / "samples" / "model.onnx"
+    summary = json.loads(run_cli("evaluate", model, test_set, "--json")[1])
+    assert summary["images"] in {20, 500}
+    assert summary["clean_accuracy"] >= 0.6
+    assert summary["certified"][0]["accuracy"] >= 0.45
+
+
 def test_a_trained_model_is_evaluated_as_its_export_would_be(
     evaluate: Cli, run_cli: Cli, source: Path, own: Path
 ) -> None:
