@@ -77,7 +77,7 @@ def small(image_folder: Path, cache: Path) -> Dataset:
 
 @pytest.fixture(scope="session")
 def test_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real images as test/<class>/*: 500 of cifar10-jpeg if it lies beside the checkout, else 20."""
+    """Real images as test/<class>/*: 500 of cifar10-jpeg if it lies beside the checkout."""
     folder = tmp_path_factory.mktemp("test-set")
     archive = SOURCE.parent / "shared" / "data" / "cifar10-jpeg.tar.xz"
     if not archive.is_file():
