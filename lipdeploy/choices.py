@@ -1,6 +1,7 @@
 """Values out of a short list, what to say when another one is given, and what a name is."""
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 from lipdeploy.errors import UsageError
@@ -19,11 +20,18 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name} {value}: expected {expected}{suggestion(value, choices)}")
 
 
+def _is_control(character: str) -> bool:
+    """Whether it ends a line, steers a terminal, turns the direction of text, or is nothing."""
+    turns = unicodedata.bidirectional(character) in {"LRE", "RLE", "LRO", "RLO", "PDF"}
+    turns |= unicodedata.bidirectional(character) in {"LRI", "RLI", "FSI", "PDI"}
+    return turns or unicodedata.category(character) in {"Cc", "Cs", "Zl", "Zp"}
+
+
 def check_class_names(names: Iterable[object]) -> None:
-    """Raise ValueError unless all are different, printable and not empty."""
+    """Raise ValueError unless all are different, not empty, and without control characters."""
     names = list(names)
     for name in names:
-        if not isinstance(name, str) or not name or not name.isprintable():
-            raise ValueError(f"{name!r} is no name of a class")
+        if not isinstance(name, str) or not name or any(map(_is_control, name)):
+            raise ValueError(f"{name!r:.50} is no name of a class")
     if len(set(names)) < len(names):
         raise ValueError("two classes of one name")

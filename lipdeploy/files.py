@@ -1,9 +1,10 @@
 """Writing files so that nobody ever reads half of one."""
 
+import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -61,10 +62,16 @@ def _keep(path: Path, previous: Path) -> None:
     link.unlink(missing_ok=True)
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove what killed writers left behind; only where nobody else writes, see `only_writer`."""
-    for partial in folder.glob(".*.partial"):
-        partial.unlink(missing_ok=True)
+def remove_partial_files(folder: Path, names: Iterable[str]) -> None:
+    """Remove what killed writers of these files left; only where nobody else writes them."""
+    for name in names:
+        for partial in folder.glob(f".{name}.*.partial"):
+            partial.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str | None:
+    """Hash of a file; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 @contextmanager

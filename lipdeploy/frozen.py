@@ -173,7 +173,7 @@ class FrozenNetwork:
     @cached_property
     def largest_values(self) -> int:
         """The most numbers that one image becomes on the way."""
-        shape, largest = (self.image_size, 3), 0
+        shape, largest = (self.image_size, 3), 3 * self.image_size**2
         for operation in self.operations:
             shape = operation.shape_after(shape)
             largest = max(largest, shape[0] ** 2 * shape[1])

@@ -6,6 +6,7 @@ around the network's input becomes a radius around the decoded image.
 
 import io
 import logging
+import re
 import warnings
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,7 +52,9 @@ PREPROCESSING = {
 # What Pillow has to say of an image comes as an exception; it must not print it as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-JPEG_START, JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""Begins a segment with a length, or ends the picture."""
 MAX_SCANS = 100
 """Ordinary progressive files have about ten."""
 
@@ -112,8 +115,21 @@ def decode(source: ImageSource) -> DecodedImage:
 
 def _check_scans(data: bytes) -> None:
     """Refuse a progressive JPEG of very many scans: decoding takes time for each."""
-    if data.startswith(JPEG_START) and data.count(JPEG_SCAN) > MAX_SCANS:
+    if data.startswith(JPEG_START) and _scans(data) > MAX_SCANS:
         raise ImageError(f"a JPEG of more than {MAX_SCANS} scans; save it again")
+
+
+def _scans(data: bytes) -> int:
+    """Scans up to the end of the picture, or just above the limit; files may go on behind it."""
+    position, count = len(JPEG_START), 0
+    while count <= MAX_SCANS:
+        marker = JPEG_MARKER.search(data, position)
+        if marker is None or marker[0] == JPEG_END:
+            break
+        count += marker[0] == JPEG_SCAN
+        start = marker.end()
+        position = start + int.from_bytes(data[start : start + 2])
+    return count
 
 
 def _one_line(error: Exception) -> str:

@@ -37,12 +37,13 @@ def write_curve(
     # After the largest radius nothing is certified, before the next one all that is larger.
     axes.step([255 * r for r in steps], [100 * s for s in shares], where="post", color="#1f5fa8")
     for radius in radii:
-        share = 100 * evaluation.certified_accuracy(radius)
-        at = float(255 * radius), share
+        share = Fraction(100 * evaluation.certified(radius), evaluation.images)
+        at = float(255 * radius), float(share)
         axes.plot(*at, "o", color="#1f5fa8")
         axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
-    clean = 100 * evaluation.clean_accuracy
-    axes.axhline(clean, color="grey", linestyle=":", label=f"clean accuracy {lower(clean, 2)} %")
+    clean = Fraction(100 * evaluation.correct, evaluation.images)
+    label = f"clean accuracy {lower(clean, 2)} %"
+    axes.axhline(float(clean), color="grey", linestyle=":", label=label)
     axes.set(
         xlabel=f"radius, l2 in 1/255 of the pixel range (guarantee: {guarantee})",
         ylabel="right and certified, %",

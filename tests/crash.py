@@ -92,7 +92,7 @@ class Run:
             assert not self.finished, "the checkpoint is gone"
             assert not (self.out / "model.pt").exists(), "a model that cannot be resumed"
             return
-        finished = read_checkpoint(self.out, ignore)[0].finished_epochs
+        finished = read_checkpoint(self.out, ignore).state.finished_epochs
         seen = len(rows(self.out))
         assert finished >= max(self.finished, seen - 1), f"{finished} of {seen} epochs are left"
         self.finished = finished

@@ -721,7 +721,7 @@ def test_a_disk_that_fills_up_while_training_keeps_the_last_checkpoint(
     assert_one_line(
         status, "", message, 1, "cannot be written .No space left on device.; make room"
     )
-    held = read_checkpoint(out, ignore)[0].finished_epochs
+    held = read_checkpoint(out, ignore).state.finished_epochs
     assert 0 < held < 4
     assert run_cli(*train, "--resume")[0] == 0
     assert load_model(out / "model.pt").card.epochs == 4

@@ -5,6 +5,7 @@ import os
 import shutil
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def test_tensors_larger_than_their_file_are_refused(
     content: dict[str, object], tmp_path: Path
 ) -> None:
     torch.save({"format": CHECKPOINT_FORMAT, "format_version": 1, **content}, tmp_path / "a.pt")
-    with pytest.raises(ModelError, match="larger than the file"):
+    with pytest.raises(ModelError, match=r"larger than the file|more values"):
         read_tensors(tmp_path / "a.pt", CHECKPOINT_FORMAT)
 
 
@@ -240,10 +241,10 @@ def test_checkpoints_with_other_values_are_refused(
 def test_a_state_that_torch_cannot_load_is_refused(small: Dataset, tmp_path: Path) -> None:
     run = make_trainer(small, tmp_path / "run", epochs=1)
     run.run(Silent())
-    state, _ = read_checkpoint(run.folder, ignore)
+    state = read_checkpoint(run.folder, ignore).state
     for broken in (replace(state, optimizer={}), replace(state, network={**state.network, "a": 1})):
         with pytest.raises(TrainingError, match="does not fit"):
-            make_trainer(small, tmp_path / "again", epochs=1).resume(broken)
+            make_trainer(small, tmp_path / "again", epochs=1).resume(broken, seen=None)
 
 
 def test_a_run_is_not_resumed_with_other_images(small: Dataset, tmp_path: Path) -> None:
@@ -253,7 +254,79 @@ def test_a_run_is_not_resumed_with_other_images(small: Dataset, tmp_path: Path) 
     pixels[0, 0, 0, 0] ^= 1
     other = replace(small, images=replace(small.images, pixels=pixels))
     with pytest.raises(TrainingError, match="other images"):
-        make_trainer(other, run.folder, epochs=1).resume(read_checkpoint(run.folder, ignore)[0])
+        resume_from(make_trainer(other, run.folder, epochs=1), run.folder)
+
+
+def test_a_run_does_not_go_on_where_another_has_been_in_the_meantime(
+    small: Dataset, tmp_path: Path
+) -> None:
+    first = make_trainer(small, tmp_path / "run", epochs=4)
+
+    class Stop(Silent):
+        def epoch(self, metrics: object) -> None:
+            first.stop_after_epoch()
+
+    first.run(Stop())
+    slow, fast = (resumed(small, first.folder, epochs=4) for _ in range(2))
+    fresh = make_trainer(small, first.folder, epochs=4)
+    fast.run(Silent())
+    table = (first.folder / "metrics.csv").read_bytes()
+    for late in (slow, fresh):
+        with pytest.raises(TrainingError, match="written by another process in the meantime"):
+            late.run(Silent())
+    assert load_model(first.model_path).card.epochs == 4
+    assert (first.folder / "metrics.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"format_version": torch.zeros(3)},
+        {"format_version": 10**5000},
+        {"format_version": [1]},
+        {"format": ["lipdeploy-checkpoint"]},
+        {"format": "x" * 10**6},
+        {"a": OrderedDict},
+        {(1, 2): 3},
+    ],
+    ids=["tensor", "large", "list", "list as format", "long", "class", "key"],
+)
+def test_headers_and_keys_of_other_types_are_refused(
+    content: dict[object, object], tmp_path: Path
+) -> None:
+    header = {"format": CHECKPOINT_FORMAT, "format_version": 1}
+    torch.save(header | content, tmp_path / "a.pt")
+    with pytest.raises(ModelError) as refused:
+        read_tensors(tmp_path / "a.pt", CHECKPOINT_FORMAT)
+    assert len(str(refused.value)) < 1000
+
+
+def test_what_is_named_many_times_counts_many_times(tmp_path: Path) -> None:
+    nest: list[object] = []
+    for _ in range(15):
+        nest = [nest, nest, nest]
+    weight = torch.zeros(1000)
+    for content in ({"a": nest}, {"a": [weight[:] for _ in range(100)]}):
+        torch.save({"format": CHECKPOINT_FORMAT, "format_version": 1, **content}, tmp_path / "a.pt")
+        with pytest.raises(ModelError, match=r"larger than the file|more values"):
+            read_tensors(tmp_path / "a.pt", CHECKPOINT_FORMAT)
+
+
+def test_attributes_of_a_dictionary_hide_nothing(tmp_path: Path) -> None:
+    hiding = OrderedDict(a=torch.zeros(1).expand(10**9))
+    hiding.values = OrderedDict
+    content = {"format": CHECKPOINT_FORMAT, "format_version": 1, "b": hiding}
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(ModelError, match="larger than the file"):
+        read_tensors(tmp_path / "a.pt", CHECKPOINT_FORMAT)
+
+
+def test_names_of_records_are_compared_as_torch_does(small: Dataset, tmp_path: Path) -> None:
+    path = saved(small, tmp_path)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("archive/DATA.PKL", b"")
+    with pytest.raises(ModelError, match="two records of one name"):
+        load_model(path)
 
 
 def test_two_processes_do_not_train_into_one_folder(small: Dataset, tmp_path: Path) -> None:
@@ -352,8 +425,9 @@ def test_killed_between_any_two_file_operations_a_run_loses_at_most_one_epoch(
     assert held == sorted(held), "the checkpoint was missing for a moment"
     assert sum(held) > 3 * 5
     for folder, epoch in snapshots[held.index(True) :]:
-        state, is_last = read_checkpoint(folder, ignore)
-        assert is_last
+        resumed = read_checkpoint(folder, ignore)
+        state = resumed.state
+        assert resumed.is_last
         assert state.finished_epochs >= epoch
         if state.finished_epochs > 0:
             assert load_model(folder / "model.pt").card.epochs >= state.finished_epochs
@@ -386,18 +460,18 @@ def test_a_damaged_checkpoint_is_replaced_by_the_one_before(small: Dataset, tmp_
     data[len(data) // 2] ^= 1
     run.checkpoint_path.write_bytes(data)
     notes: list[str] = []
-    state, is_last = read_checkpoint(run.folder, notes.append)
-    assert (state.finished_epochs, is_last) == (1, False)
+    found = read_checkpoint(run.folder, notes.append)
+    assert (found.state.finished_epochs, found.is_last) == (1, False)
     assert "Bad CRC-32" in notes[0]
     assert f"going on from {run.previous_path}, epoch 1" in notes[0]
     again = make_trainer(small, run.folder, epochs=2)
-    again.resume(state, is_last=is_last)
+    again.resume(found.state, seen=found.seen, is_last=found.is_last)
     again.save(2)
-    assert read_checkpoint(run.folder, ignore)[0].finished_epochs == 2
+    assert read_checkpoint(run.folder, ignore).state.finished_epochs == 2
     kept = RunState.of(read_tensors(run.previous_path, CHECKPOINT_FORMAT))
     assert kept.finished_epochs == 1, "the damaged file took the place of the good one"
     run.checkpoint_path.unlink()
-    assert read_checkpoint(run.folder, notes.append)[0].finished_epochs == 1
+    assert read_checkpoint(run.folder, notes.append).state.finished_epochs == 1
     for path in (run.checkpoint_path, run.previous_path):
         path.write_bytes(b"")
     with pytest.raises(ModelError, match="not a lipdeploy-checkpoint file"):
@@ -459,14 +533,19 @@ def test_weights_that_are_not_finite_never_reach_a_checkpoint(
 
     with pytest.raises(TrainingError, match=r"not finite in epoch 2.*holds epoch 1.*--resume --lr"):
         run.run(Poison())
-    assert read_checkpoint(run.folder, ignore)[0].finished_epochs == 1
+    assert read_checkpoint(run.folder, ignore).state.finished_epochs == 1
     assert load_model(run.model_path).card.epochs == 1
 
 
 def resumed(small: Dataset, folder: Path, **options: object) -> Trainer:
     run = make_trainer(small, folder, **options)
-    run.resume(read_checkpoint(folder, ignore)[0])
+    resume_from(run, folder)
     return run
+
+
+def resume_from(run: Trainer, folder: Path) -> None:
+    found = read_checkpoint(folder, ignore)
+    run.resume(found.state, seen=found.seen, is_last=found.is_last)
 
 
 def test_a_resumed_run_can_take_another_learning_rate(small: Dataset, tmp_path: Path) -> None:

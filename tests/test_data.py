@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import ignore, write_image_folder
 
+from lipdeploy.choices import check_class_names
 from lipdeploy.datasets import LabelledSources, check_same_classes, scan_folder
 from lipdeploy.errors import DatasetError
 from lipdeploy.training import data
@@ -214,3 +215,14 @@ def test_several_processes_decode_the_same(
     together = data.decode_files(files, 8, 2, lambda done, total: seen.append(done))
     assert seen == [7, 14, 21, 24]
     assert np.array_equal(together, data.decode_files(files, 8, 1, ignore))
+
+
+def test_names_of_classes_may_be_in_any_script() -> None:
+    check_class_names(
+        ["cat", "great dane", "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "猫"]
+    )
+    for name in ("", "a\nb", "a\x1b[2J", "a\u202eb", "a\u2028b", 3):
+        with pytest.raises(ValueError, match="is no name of a class"):
+            check_class_names([name])
+    with pytest.raises(ValueError, match="two classes of one name"):
+        check_class_names(["cat", "cat"])

@@ -115,6 +115,14 @@ def test_what_is_no_image_is_refused(data: bytes, message: str) -> None:
         decode(data)
 
 
+def test_a_film_behind_a_jpeg_does_not_matter() -> None:
+    """Phones append one to a photograph; in its bytes the marker of a scan is frequent."""
+    data = encoded(picture(64, 64), "JPEG", progressive=True)
+    film = np.random.default_rng(0).integers(0, 256, 20_000_000, dtype=np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 200
+    assert np.array_equal(decode(data + film).pixels, decode(data).pixels)
+
+
 def test_large_images_are_refused_before_they_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(picture(40, 40))
     monkeypatch.setattr(images, "MAX_PIXELS", 1000)

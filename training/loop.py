@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from lipdeploy.errors import TrainingError
-from lipdeploy.files import make_writable_folder, only_writer, remove_partial_files
+from lipdeploy.files import (
+    file_sha256,
+    make_writable_folder,
+    only_writer,
+    remove_partial_files,
+)
 from lipdeploy.training.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -35,6 +40,9 @@ from lipdeploy.training.skew import SkewKernel
 
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
+MODEL_NAME = "model.pt"
+METRICS_NAME = "metrics.csv"
+RUN_FILES = (CHECKPOINT_NAME, PREVIOUS_NAME, MODEL_NAME, METRICS_NAME)
 EVALUATION_BATCH = 500
 GRADIENT_LIMIT = 5.0
 """Longer gradients are cut to this length. Without it kernels can outrun their norm estimate: 36
@@ -94,11 +102,12 @@ class Trainer:
             total_steps=self.steps * options.epochs + 1,
             cycle_momentum=False,
         )
-        self.metrics = MetricsTable(folder / "metrics.csv")
+        self.metrics = MetricsTable(folder / METRICS_NAME)
         self.finished_epochs = 0
         self.accuracy = 0.0
         self._stop_requested = False
         self._is_last_checkpoint_whole = True
+        self._seen: str | None = None
 
     @property
     def description(self) -> str:
@@ -141,7 +150,7 @@ class Trainer:
     @property
     def model_path(self) -> Path:
         """The run's model file."""
-        return self.folder / "model.pt"
+        return self.folder / MODEL_NAME
 
     def run(self, observer: Observer) -> None:
         """Train the epochs that are left, until `stop_after_epoch`.
@@ -154,14 +163,23 @@ class Trainer:
         """
         make_writable_folder(self.folder)
         with only_writer(self.folder):
-            remove_partial_files(self.folder)
+            self._check_unchanged()
+            remove_partial_files(self.folder, RUN_FILES)
+            self.metrics.forget_after(self.finished_epochs)
             if self.finished_epochs == 0:
-                self.metrics.forget_after(0)
                 self.save(0)
             else:  # whatever became of it in the meantime
                 self._save_model(self.finished_epochs)
             while not (self.is_finished or self._stop_requested):
                 observer.epoch(self._epoch_and_save(observer))
+
+    def _check_unchanged(self) -> None:
+        """Raise TrainingError where another process trained into the folder in the meantime."""
+        if file_sha256(self.checkpoint_path) != self._seen:
+            raise TrainingError(
+                f"{self.checkpoint_path} was written by another process in the meantime; go on "
+                "from there with --resume, or choose another --out"
+            )
 
     def _epoch_and_save(self, observer: Observer) -> EpochMetrics:
         metrics = self._epoch(observer)
@@ -275,6 +293,7 @@ class Trainer:
         previous = self.previous_path if self._is_last_checkpoint_whole else None
         self._state(epoch).save(self.checkpoint_path, previous=previous)
         self._is_last_checkpoint_whole = True
+        self._seen = file_sha256(self.checkpoint_path)
 
     def _state(self, epoch: int) -> RunState:
         return RunState(
@@ -289,13 +308,14 @@ class Trainer:
             scheduler=self.scheduler.state_dict(),
         )
 
-    def resume(self, state: RunState, *, is_last: bool = True) -> None:
+    def resume(self, state: RunState, *, seen: str | None, is_last: bool = True) -> None:
         """Go back to the state in a checkpoint.
 
         Where this run's learning rate is another one, the whole rest of the schedule is scaled.
 
         Args:
             state: what the checkpoint holds.
+            seen: hash of checkpoint.pt when it was read; None where it was missing.
             is_last: whether it is the last one; else the last is damaged and will be replaced.
 
         Raises:
@@ -317,7 +337,7 @@ class Trainer:
             raise TrainingError(
                 f"{self.checkpoint_path} holds a state that does not fit ({error!r}); start anew"
             ) from error
-        self.metrics.forget_after(state.finished_epochs)
+        self._seen = seen
         self.finished_epochs, self._is_last_checkpoint_whole = state.finished_epochs, is_last
 
     def _does_not_fit(self, what: str) -> TrainingError:

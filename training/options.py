@@ -10,9 +10,20 @@ from lipdeploy.errors import UsageError
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
-LARGEST = 10_000
+LARGEST = 64
+"""Of what is seldom above 1, or is a number of pixels."""
 FLAGS = {"batch_size": "--batch", "learning_rate": "--lr", "offset": "--u", "temperature": "--t"}
 """Options of the command line that are not called like their field."""
+
+WHOLE = ("epochs", "batch_size", "shift", "seed")
+REAL = (
+    "learning_rate",
+    "weight_decay",
+    "offset",
+    "temperature",
+    "curvature",
+    "validation",
+)
 
 
 def _flag(name: str) -> str:
@@ -52,13 +63,19 @@ class TrainingOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        for name in WHOLE + REAL:
+            value = getattr(self, name)
+            kinds = int if name in WHOLE else (int, float)
+            is_default = name == "batch_size" and value is None
+            if isinstance(value, bool) or not (is_default or isinstance(value, kinds)):
+                raise UsageError(f"{_flag(name)} {value!r:.50}: must be a number")
         for name in ("epochs", "batch_size", "learning_rate", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{_flag(name)} {value}: must be positive")
         for name in ("weight_decay", "offset", "curvature", "shift"):
-            if not 0 <= getattr(self, name) < LARGEST:
-                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must not be negative")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise UsageError(f"{_flag(name)} {getattr(self, name)}: must be in [0, {LARGEST}]")
         if not 0 <= self.validation < 1:
             raise UsageError(f"--validation {self.validation}: must be a share in [0, 1)")
         check_choice("--precision", self.precision, PRECISIONS)

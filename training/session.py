@@ -11,10 +11,10 @@ import torch
 
 from lipdeploy.datasets import CIFAR_NAMES, check_test_classes, scan_folder, unknown_dataset
 from lipdeploy.errors import ModelError, UsageError
-from lipdeploy.files import make_writable_folder
+from lipdeploy.files import file_sha256, make_writable_folder
 from lipdeploy.training.data import Dataset, Progress, load_cifar, load_folder
 from lipdeploy.training.lipconvnet import Architecture
-from lipdeploy.training.loop import CHECKPOINT_NAME, PREVIOUS_NAME, Trainer
+from lipdeploy.training.loop import CHECKPOINT_NAME, PREVIOUS_NAME, RUN_FILES, Trainer
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
 from lipdeploy.training.tensor_file import DamagedFileError, read_tensors
@@ -51,6 +51,21 @@ class TrainingRequest:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """The state that a run goes on from.
+
+    Attributes:
+        state: what its checkpoint holds.
+        is_last: whether that is the last checkpoint, or the one before it.
+        seen: hash of checkpoint.pt as it was found; None where it was missing.
+    """
+
+    state: RunState
+    is_last: bool
+    seen: str | None
+
+
 def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note: Note) -> Trainer:
     """Load the data and build the run, or go back to its checkpoint.
 
@@ -63,12 +78,11 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
     Raises:
         LipdeployError: if the data, the options or the checkpoint are not usable.
     """
-    held = _files(request.out)
+    held = [name for name in RUN_FILES if (request.out / name).exists()]
     if held and not resume:
-        raise UsageError(
-            f"{request.out} already holds {held[0]}; add --resume to go on with a run in it, or "
-            "choose another --out"
-        )
+        can_resume = {CHECKPOINT_NAME, PREVIOUS_NAME} & set(held)
+        advice = "add --resume to go on with that run, or choose" if can_resume else "choose"
+        raise UsageError(f"{request.out} already holds {held[0]}; {advice} another --out")
     if request.workers < 0:
         raise UsageError(f"--workers {request.workers}: must be 0 (one a core) or more")
     options = TrainingOptions(**request.options, device=_device(request.device))
@@ -76,8 +90,8 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
     image_size, resumed = request.image_size, None
     if resume:
         resumed = read_checkpoint(request.out, note)
-        options = replace(resumed[0].options, device=options.device, **request.changes)
-        image_size = resumed[0].architecture.image_size
+        options = replace(resumed.state.options, device=options.device, **request.changes)
+        image_size = resumed.state.architecture.image_size
     _check_dataset(request, image_size)
     is_new = not request.out.exists()
     make_writable_folder(request.out)
@@ -90,55 +104,49 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
         raise
 
 
-def _files(folder: Path) -> list[str]:
-    """Names of what is in a folder, without what is hidden; nothing where there is no folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-
-
 def _build(
     request: TrainingRequest,
     options: TrainingOptions,
     image_size: int | None,
     progress: Progress,
-    resumed: tuple[RunState, bool] | None,
+    resumed: Resumed | None,
 ) -> Trainer:
     dataset = load_dataset(request, image_size, progress)
     if resumed is not None:
-        state, is_last = resumed
+        state = resumed.state
         trainer = Trainer(dataset, state.architecture, options, request.out, state.command)
-        trainer.resume(state, is_last=is_last)
+        trainer.resume(state, seen=resumed.seen, is_last=resumed.is_last)
         return trainer
     side = dataset.images.pixels.shape[-1]
     architecture = Architecture(image_size=side, classes=len(dataset.classes), **request.network)
     return Trainer(dataset, architecture, options, request.out, request.command)
 
 
-def read_checkpoint(folder: Path, note: Note) -> tuple[RunState, bool]:
+def read_checkpoint(folder: Path, note: Note) -> Resumed:
     """The last checkpoint of a run, or, where it is damaged or missing, the one before it.
-
-    Returns:
-        The state, and whether it is the last one.
 
     Raises:
         ModelError: if there is none that can be read, or the last one is of another version.
     """
     last, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
     if not (last.exists() or previous.exists()):
-        raise ModelError(f"{folder}: no checkpoint to go on from; start the run without --resume")
-    if not last.exists():
-        problem = f"{last}: missing"
-    else:
+        others = any((folder / name).exists() for name in RUN_FILES)
+        advice = "choose another --out" if others else "start the run"
+        raise ModelError(f"{folder}: no checkpoint to go on from; {advice}, without --resume")
+    if last.exists():
         try:
-            return RunState.of(read_tensors(last, CHECKPOINT_FORMAT)), True
+            file = read_tensors(last, CHECKPOINT_FORMAT)
+            return Resumed(RunState.of(file), is_last=True, seen=file.sha256)
         except DamagedFileError as error:
             if not previous.exists():
                 raise
             problem = str(error)
+    else:
+        problem = f"{last}: missing"
+    seen = file_sha256(last)
     state = RunState.of(read_tensors(previous, CHECKPOINT_FORMAT))
     note(f"{problem}; going on from {previous}, epoch {state.finished_epochs}")
-    return state, False
+    return Resumed(state, is_last=False, seen=seen)
 
 
 def _device(name: str) -> str:

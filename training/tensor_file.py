@@ -93,14 +93,17 @@ def read_tensors(path: Path, *formats: str) -> TensorFile:
             f"{path}: not a {expected} file as 'lipdeploy train' writes it, or a damaged one "
             f"({one_line(error)}); take it from a backup, or train again"
         ) from error
-    found = str(content.get("format", "foreign"))
+    found = content.get("format")
+    if not isinstance(found, str) or len(found) > 40:
+        found = "foreign"
     if found not in formats:
         hint = INSTEAD.get(found, "as 'lipdeploy train' writes")
         raise ModelError(f"{path}: a {found} file; expected a {expected} file, {hint}")
     version = content.get("format_version")
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
+        shown = version if type(version) is int and abs(version) < 1000 else "unknown"
         raise ModelError(
-            f"{path}: format version {version}, this lipdeploy reads {FORMAT_VERSION}; use the "
+            f"{path}: format version {shown}, this lipdeploy reads {FORMAT_VERSION}; use the "
             "version of lipdeploy that wrote it"
         )
     return TensorFile(path, content, len(data), hashlib.sha256(data).hexdigest())
@@ -114,13 +117,13 @@ def one_line(error: Exception) -> str:
 def _unpack(data: bytes) -> dict[str, Any]:
     records = _records(data)
     for name, record in records.items():
-        if name.endswith(".pkl"):
+        if name.lower().endswith(".pkl"):
             _check_pickle(record)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is in a file that is refused anyway
         loaded = torch.load(_archive(records), map_location="cpu", weights_only=True)
-    _check_sizes(loaded, len(data))
-    return loaded if isinstance(loaded, dict) else {}
+    plain = _Copy(len(data)).of(loaded)
+    return plain if isinstance(plain, dict) else {}
 
 
 def _records(data: bytes) -> dict[str, bytes]:
@@ -132,7 +135,8 @@ def _records(data: bytes) -> dict[str, bytes]:
         if sum(entry.file_size for entry in entries) > len(data):
             raise ValueError("records larger than the file")
         records = {entry.filename: archive.read(entry) for entry in entries}
-        if len(records) < len(entries):
+        # torch looks records up without regard to case.
+        if len({name.lower() for name in records}) < len(entries):
             raise ValueError("two records of one name")
     return records
 
@@ -161,24 +165,43 @@ def _check_pickle(record: bytes) -> None:
             raise ValueError(f"a pickle that names {argument}")
 
 
-def _check_sizes(content: object, limit: int) -> None:
-    """Refuse tensors with more elements than bytes behind them (strides of zero, sparse, meta)."""
-    waiting, seen = [content], set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor) and not _is_backed(value, limit):
-            raise ValueError("a tensor is larger than the file")
+class _Copy:
+    """Copies what was loaded into plain containers, as long as it is no larger than its file.
+
+    A pickle can name one object many times, and so hold a tree far larger than itself; tensors can
+    share one storage, or repeat one element (strides of zero).
+
+    Args:
+        limit: most values, and most bytes of tensors.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._values = self._bytes = limit
+
+    def of(self, value: object, depth: int = 20) -> Any:  # noqa: ANN401
+        """The copy; raises ValueError for what is too much, too deep, or not plain."""
+        self._values -= 1
+        if self._values < 0 or depth == 0:
+            raise ValueError("more values than the file has room for")
+        if isinstance(value, Tensor):
+            return self._tensor(value)
         if isinstance(value, dict):
-            waiting += value.values()
-        elif isinstance(value, list | tuple):
-            waiting += value
+            return {self._key(key): self.of(part, depth - 1) for key, part in dict.items(value)}
+        if isinstance(value, list | tuple):
+            return type(value)(self.of(part, depth - 1) for part in value)
+        if value is None or isinstance(value, str | int | float):
+            return value
+        raise ValueError(f"a {type(value).__name__}")
 
+    def _key(self, key: object) -> str | int:
+        if isinstance(key, str | int):
+            return key
+        raise ValueError(f"a key of type {type(key).__name__}")
 
-def _is_backed(tensor: Tensor, limit: int) -> bool:
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return False
-    size = tensor.numel() * tensor.element_size()
-    return size <= min(limit, tensor.untyped_storage().nbytes())
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError("a tensor of another kind")
+        self._bytes -= tensor.numel() * tensor.element_size()
+        if self._bytes < 0:
+            raise ValueError("tensors are larger than the file")
+        return tensor

@@ -14,7 +14,7 @@ def parse_radius(option: str, text: str) -> Fraction:
     """A radius from "36/255" or "0.14"; raises UsageError for anything else."""
     try:
         value = Fraction(text)
-        float(value)
+        float(255 * value)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         message = f"{option} {text}: expected a number or a fraction, as 36/255"
         raise UsageError(message) from error
