@@ -6,17 +6,17 @@ from fractions import Fraction
 from pathlib import Path
 
 from lipdeploy.decimals import lower
-from lipdeploy.errors import EngineError
+from lipdeploy.errors import OutputError
 from lipdeploy.evaluation import Evaluation
 from lipdeploy.files import write_atomically
 
 
 def check_matplotlib() -> None:
-    """Raise EngineError where matplotlib is missing, before an evaluation that wants a picture."""
+    """Raise OutputError where matplotlib is missing, before an evaluation that wants a picture."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise EngineError(
+        raise OutputError(
             "--curve needs matplotlib; pip install 'lipdeploy[plot]', or leave out --curve"
         ) from error
 

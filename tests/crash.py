@@ -1,7 +1,7 @@
 """Kills a training run at random moments and shows that nothing is lost: `make crash-test`.
 
 Every life of the run is ended by kill -9: a fifth of them anywhere from the start of the process,
-the others while it trains, half of these at the moment in which a file is being written. After
+the others while it trains, half of these just after a file began to be written. After
 each kill every file of the run must be whole, and the checkpoint no more than the running epoch
 behind. At last the run is finished undisturbed, and must be, bit for bit, the run that nobody ever
 touched.
@@ -116,7 +116,7 @@ def main() -> None:
     data = write_image_folder(folder / "tiny", side=8)
     start = time.perf_counter()
     subprocess.run(command(data, folder / "whole", *options(EPOCHS)), check=True)
-    # Half of the kills' lives, on average, would use up 0.4 of the epochs.
+    # Lives are half as long on average, so all together use less than half of the epochs.
     longest = 0.8 * (time.perf_counter() - start) / arguments.kills
     run = Run(data, folder / "killed", longest)
     while sum(run.kills.values()) < arguments.kills:

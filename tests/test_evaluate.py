@@ -20,7 +20,7 @@ from PIL import Image
 
 from lipdeploy import Predictor, plots
 from lipdeploy.datasets import LabelledSources, scan_folder
-from lipdeploy.errors import EngineError
+from lipdeploy.errors import OutputError
 from lipdeploy.evaluation import Evaluation, Outcome, outcomes
 from lipdeploy.predictor import Certificate, Failure, Prediction
 
@@ -193,7 +193,7 @@ def test_without_matplotlib_a_curve_is_refused_before_any_work(
     assert (status, output) == (1, "")
     assert "pip install 'lipdeploy[plot]'" in errors
     assert not (tmp_path / "a.csv").exists()
-    with pytest.raises(EngineError):
+    with pytest.raises(OutputError):
         plots.check_matplotlib()
 
 

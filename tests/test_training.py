@@ -288,6 +288,8 @@ def test_a_lost_model_is_written_again(run_cli: Cli, image_folder: Path, tmp_pat
     status, output, _ = run_cli("train", image_folder, "--out", out, *settings)
     assert (status, "nan" in output) == (0, False)
     before = load_model(out / "model.pt")
+    (out / "model.pt").write_bytes(b"an engine, by mistake")
+    assert run_cli("train", image_folder, "--out", out, "--resume")[0] == 0
     (out / "model.pt").unlink()
     assert run_cli("train", image_folder, "--out", out, "--resume")[0] == 0
     again = load_model(out / "model.pt")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lipdeploy.errors import TrainingError
+from lipdeploy.errors import ModelError, TrainingError
 from lipdeploy.files import (
     file_sha256,
     make_writable_folder,
@@ -21,6 +21,7 @@ from lipdeploy.training.checkpoint import (
     TrainedModel,
     all_finite,
     current_versions,
+    load_model,
     save_model,
 )
 from lipdeploy.training.data import (
@@ -168,10 +169,17 @@ class Trainer:
             self.metrics.forget_after(self.finished_epochs)
             if self.finished_epochs == 0:
                 self.save(0)
-            else:  # whatever became of it in the meantime
+            elif not self._has_model():
                 self._save_model(self.finished_epochs)
             while not (self.is_finished or self._stop_requested):
                 observer.epoch(self._epoch_and_save(observer))
+
+    def _has_model(self) -> bool:
+        """Whether model.pt is whole and no older than the run; people lose and overwrite files."""
+        try:
+            return load_model(self.model_path).card.epochs >= self.finished_epochs
+        except ModelError:
+            return False
 
     def _check_unchanged(self) -> None:
         """Raise TrainingError where another process trained into the folder in the meantime."""
