@@ -7,8 +7,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from lipdeploy.artifact import Engine, Manifest, make_manifest
 from lipdeploy.choices import check_choice
+from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import UsageError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
@@ -16,6 +19,7 @@ from lipdeploy.exporters.parity import Parity, compare, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice
 from lipdeploy.files import check_output, write_atomically
 from lipdeploy.images import PREPROCESSING
+from lipdeploy.rounding import ACCUMULATIONS, Accumulation
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
@@ -39,6 +43,7 @@ class ExportOptions:
         engine: "onnx".
         form: form of the linear layers, or "auto".
         weights: how operators are stored; biases, transforms and head are float32.
+        accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
 
     Raises:
         UsageError: if an option is none of its values.
@@ -47,6 +52,7 @@ class ExportOptions:
     engine: str = "onnx"
     form: FormChoice = "auto"
     weights: WeightsType = "float16"
+    accumulation: Accumulation = "blocked"
 
     def __post_init__(self) -> None:
         if self.engine in PLANNED:
@@ -54,6 +60,7 @@ class ExportOptions:
         check_choice("--engine", self.engine, ENGINES)
         check_choice("--form", self.form, FORM_CHOICES)
         check_choice("--weights", self.weights, WEIGHTS_TYPES)
+        check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,15 @@ class Exported:
         path: the file.
         manifest: what it says of itself.
         parity: how it compares with float64.
+        program_cost: what the statement *program* takes of a radius for rounding of the features,
+            in units of 1/255, at most, on the inputs of the comparison.
         seconds: time of each stage.
     """
 
     path: Path
     manifest: Manifest
     parity: Parity
+    program_cost: float
     seconds: dict[str, float]
 
 
@@ -89,11 +99,14 @@ def export_model(
     engine = _build(model, model_path, options, clock)
     clock.start("check")
     examples = probe_inputs(model.examples.numpy(), engine.network.image_size)
-    parity = compare(engine.network, OnnxRuntime(engine.data, "cpu"), examples)
+    parity = compare(engine.network, OnnxRuntime(engine.prepared, "cpu"), examples)
     clock.start("write")
     write_atomically(engine.data, output)
     clock.stop()
-    return Exported(output, engine.manifest, parity, clock.seconds)
+    distances = distances_upper(examples.astype(np.float64), engine.network.centre)
+    errors = engine.manifest.engine_errors.features(distances)
+    cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
+    return Exported(output, engine.manifest, parity, cost, clock.seconds)
 
 
 def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:
@@ -115,6 +128,7 @@ def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Sto
         {"size": network.image_size, **PREPROCESSING},
         _source(model),
         _versions(),
+        options.accumulation,
     )
     clock.start("emit")
     # Read back as any reader would, so that what is checked is what the bytes say.

@@ -20,7 +20,8 @@ from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
-from lipdeploy.heads import Head, LinearHead, MlpHead
+from lipdeploy.heads import Head, LinearHead
+from lipdeploy.mlp_head import MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import exponential_remainder_upper
 from lipdeploy.spectral import SpectralConv
@@ -58,7 +59,7 @@ def freeze(
     for index, module in enumerate(modules):
         operations.append(freeze_module(module, form))
         progress(index + 1, len(modules))
-    operations[0] = _fold_normalisation(operations[0], network)
+    operations[:1] = _fold_normalisation(operations[0], network)
     size = network.architecture.image_size
     return frozen.FrozenNetwork(size, tuple(operations), freeze_head(network.head))
 
@@ -180,14 +181,24 @@ _BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
 }
 
 
-def _fold_normalisation(first: frozen.Operation, network: LipConvNet) -> frozen.Operation:
-    """Y = W s (p - mean) + b = (s W) p + (b - (s W) mean), with p the pixels of 0 ... 255."""
+def _fold_normalisation(
+    first: frozen.Operation, network: LipConvNet
+) -> tuple[frozen.Operation, frozen.Operation]:
+    """Y = W s (p - mean) + b = (s W) (p - c) + (b - (s W) (mean - c)), p the pixels of 0 ... 255.
+
+    The colour c is the mean rounded to whole numbers: taking it off is exact, and the smaller the
+    numbers that are multiplied, the smaller are rounding errors.
+    """
     if not isinstance(first, frozen.Linear):
         raise FreezeError("the first module must be a convolution")
     operator = first.operator.scaled(INPUT_GAIN / 255)
     n = operator.grid
-    mean = np.broadcast_to(_numpy(network.mean), (n, n, 1, 3))
-    return frozen.Linear(operator, first.bias - operator.mv(mean)[:, :, 0])
+    mean = _numpy(network.mean)
+    red, green, blue = (int(value) for value in np.clip(np.rint(mean), 0, 255))
+    colour = (red, green, blue)
+    rest = np.broadcast_to(mean - np.array(colour), (n, n, 1, 3))
+    layer = frozen.Linear(operator, first.bias - operator.mv(rest)[:, :, 0])
+    return frozen.Shift(colour), layer
 
 
 @singledispatch

@@ -15,7 +15,7 @@ from lipdeploy.exporters.onnx_wire import MAX_STRUCTURE_BYTES, structure_bytes
 from lipdeploy.frozen import FrozenNetwork
 
 MAX_BYTES = 2 << 30
-DTYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE}
+DTYPES = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
 
 
 def onnx_bytes(network: FrozenNetwork, manifest: Manifest) -> bytes:
@@ -43,12 +43,13 @@ def read_onnx(path: Path) -> Engine:
             or other operations than its network.
     """
     try:
-        return parse_onnx(_read(path), str(path))
+        return parse_onnx(read_bytes(path), str(path))
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
 
 
-def _read(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """The content of a file that may be an engine; raises ModelError if it cannot be read."""
     if not path.is_file():
         kind = "is a directory" if path.is_dir() else "no such file"
         raise ModelError(f"{kind}; expected an engine written by 'lipdeploy export'")
@@ -67,6 +68,21 @@ def parse_onnx(data: bytes, name: str) -> Engine:
     be that graph, byte for byte, and what was emitted is what runs. So what a runtime executes is
     what was certified, and nothing else in a foreign file ever reaches it.
     """
+    model, manifest_text, weights = open_onnx(data)
+    manifest = Manifest.from_json(manifest_text)
+    network = restore_checked(manifest, weights)
+    emitted = _emit_again(model, network, manifest)
+    prepared = bytes(build_model(network, manifest, prepared=True).SerializeToString())
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Engine(name, network, manifest, emitted, prepared, len(data), sha256)
+
+
+def open_onnx(data: bytes) -> tuple[onnx.ModelProto, str, dict[str, NDArray[Any]]]:
+    """The model, the manifest's text and the stored arrays, nothing checked against each other.
+
+    Raises:
+        ModelError: if the bytes are no ONNX file of lipdeploy.
+    """
     try:
         if structure_bytes(data) > MAX_STRUCTURE_BYTES:
             raise ModelError("more structure than weights; not an engine of lipdeploy")
@@ -83,10 +99,7 @@ def parse_onnx(data: bytes, name: str) -> Engine:
         ) from error
     if MANIFEST_KEY not in properties:
         raise ModelError("an ONNX file, but not one of lipdeploy; make one with 'lipdeploy export'")
-    manifest = Manifest.from_json(properties[MANIFEST_KEY])
-    network = restore_checked(manifest, weights)
-    emitted = _emit_again(model, network, manifest)
-    return Engine(name, network, manifest, emitted, len(data), hashlib.sha256(data).hexdigest())
+    return model, properties[MANIFEST_KEY], weights
 
 
 def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
@@ -98,11 +111,10 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
         )
     arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
     named = {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
-    # A bias per position has an axis for the batch in the graph; the transposed basis is a copy.
+    # A bias per position has an axis for the batch in the graph.
     return {
         name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 and a.shape[2] == 1 else a
         for name, a in named.items()
-        if not name.endswith(".basis_transposed")
     }
 
 
@@ -111,12 +123,38 @@ def _emit_again(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manife
         emitted = build_model(network, manifest)
     except (LipdeployError, ValueError, TypeError, OverflowError) as error:
         raise ModelError(f"the network in the file has no graph ({error})") from error
-    if _program(emitted) != _program(model):
+    difference = file_difference(model, emitted)
+    if difference is not None:
         raise ModelError(
-            "the file runs other operations than its network has, or was written by another "
-            "version of lipdeploy; export the model again"
+            f"the file runs other operations than its network has ({difference}), or was written "
+            "by another version of lipdeploy; export the model again"
         )
     return bytes(emitted.SerializeToString())
+
+
+def file_difference(model: onnx.ModelProto, emitted: onnx.ModelProto) -> str | None:
+    """What is another program in a file than in the graph emitted from its weights, or None."""
+    if _program(emitted) == _program(model):
+        return None
+    return graph_difference(model, emitted) or "inputs, outputs or annotations differ"
+
+
+def graph_difference(found: onnx.ModelProto, expected: onnx.ModelProto) -> str | None:
+    """The first difference of nodes and constants, in words, or None."""
+    if len(found.graph.node) != len(expected.graph.node):
+        return f"{len(found.graph.node)} nodes instead of {len(expected.graph.node)}"
+    nodes = {node.name: node.SerializeToString() for node in expected.graph.node}
+    for node in found.graph.node:
+        if nodes.get(node.name) != node.SerializeToString():
+            return f"node {node.name[:100]!r} ({node.op_type[:100]}) is another one"
+    constants = {t.name: t for t in expected.graph.initializer}
+    if {t.name for t in found.graph.initializer} != constants.keys():
+        return "other constants"
+    for tensor in found.graph.initializer:
+        a, b = numpy_helper.to_array(tensor), numpy_helper.to_array(constants[tensor.name])
+        if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+            return f"constant {tensor.name[:100]!r} is another one"
+    return None
 
 
 def _program(model: onnx.ModelProto) -> bytes:

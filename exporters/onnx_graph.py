@@ -1,6 +1,7 @@
 """A thin builder of ONNX graphs: names, constants and the few nodes that the exporters use."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,39 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lipdeploy.errors import ExportError
+
 OPSET = 17
 IR_VERSION = 8
 
 
-class GraphBuilder:
-    """Collects nodes and constants; every method returns the name of the value it adds."""
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A stored array, or what exact operations make of one.
 
-    def __init__(self) -> None:
+    Attributes:
+        name: of the value in the graph.
+        value: what it is, float32.
+    """
+
+    name: str
+    value: NDArray[np.float32]
+
+
+class GraphBuilder:
+    """Collects nodes and constants; every method returns the name of the value it adds.
+
+    Args:
+        block: longest sum of a matrix product; longer ones are cut into blocks, whose results are
+            added pair by pair. None leaves the order of sums to the engine.
+        prepared: casts, transposes and slices of stored arrays are done now, not by nodes. What is
+            computed is the same; a runtime then has nothing left to fold.
+    """
+
+    def __init__(self, block: int | None = None, *, prepared: bool = False) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self.block, self.prepared = block, prepared
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
         """Add a node with one output."""
@@ -31,12 +55,77 @@ class GraphBuilder:
             self.constants[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def weight(self, name: str, value: NDArray[Any]) -> str:
-        """A stored array, cast exactly to float32 where it is stored in less."""
+    def weight(self, name: str, value: NDArray[Any]) -> Weight:
+        """A stored array, cast exactly to float32 where it is stored in less.
+
+        Raises:
+            ExportError: if float32 cannot hold it.
+        """
+        exact = value.astype(np.float32)
+        if not np.array_equal(exact, value):
+            raise ExportError(f"{name} is {value.dtype} and does not fit into float32")
+        if self.prepared:
+            return Weight(name, exact)
         stored = self.constant(name, value)
         if value.dtype == np.float32:
-            return stored
-        return self.node("Cast", stored, to=TensorProto.FLOAT)
+            return Weight(stored, exact)
+        return Weight(self.node("Cast", stored, to=TensorProto.FLOAT), exact)
+
+    def operand(self, weight: Weight) -> str:
+        """A weight as the input of a node."""
+        return self.constant(weight.name, weight.value) if self.prepared else weight.name
+
+    def turned(self, weight: Weight, *permutation: int) -> Weight:
+        """A weight with its axes permuted."""
+        value = weight.value.transpose(permutation)
+        if self.prepared:
+            return Weight(f"{weight.name}.turned_{'_'.join(map(str, permutation))}", value)
+        return Weight(self.transpose(weight.name, *permutation), value)
+
+    def part(self, weight: Weight, axis: int, cut: slice) -> Weight:
+        """A slice of a weight along one axis."""
+        value = weight.value[(slice(None),) * axis + (cut,)]
+        if self.prepared:
+            return Weight(f"{weight.name}.part_{axis}_{cut.start}", value)
+        return Weight(self.slices(weight.name, {axis: cut}), value)
+
+    def product(self, x: str, weight: Weight, axis: int) -> str:
+        """X @ weight, the sum running over `axis` of x, its last one."""
+        rows = weight.value.ndim - 2
+        parts = self._cuts(weight.value.shape[rows])
+        if len(parts) == 1:
+            return self.node("MatMul", x, self.operand(weight))
+        pieces = self.split(x, axis, [cut.stop - cut.start for cut in parts])
+        weights = [self.operand(self.part(weight, rows, cut)) for cut in parts]
+        return self.sum([self.node("MatMul", *pair) for pair in zip(pieces, weights, strict=True)])
+
+    def product_from_left(self, weight: Weight, x: str, axis: int) -> str:
+        """Weight @ x for a matrix, the sum running over `axis` of x, its last but one."""
+        parts = self._cuts(weight.value.shape[1])
+        if len(parts) == 1:
+            return self.node("MatMul", self.operand(weight), x)
+        pieces = self.split(x, axis, [cut.stop - cut.start for cut in parts])
+        weights = [self.operand(self.part(weight, 1, cut)) for cut in parts]
+        return self.sum([self.node("MatMul", *pair) for pair in zip(weights, pieces, strict=True)])
+
+    def _cuts(self, length: int) -> list[slice]:
+        size = self.block or length
+        return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+    def split(self, x: str, axis: int, sizes: list[int]) -> list[str]:
+        """Cut along an axis into parts of these sizes."""
+        name = f"split_{len(self.nodes)}"
+        parts = [f"{name}_{index}" for index in range(len(sizes))]
+        inputs = [x, self.integers(*sizes)]
+        self.nodes.append(helper.make_node("Split", inputs, parts, name=name, axis=axis))
+        return parts
+
+    def sum(self, parts: list[str]) -> str:
+        """Add pair by pair, the order that `lipdeploy.rounding.tree_levels` counts."""
+        while len(parts) > 1:
+            pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+            parts = [self.node("Add", *pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        return parts[0]
 
     def integers(self, *values: int) -> str:
         """A vector of integers."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
+from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.spectral import SpectralConv
 from lipdeploy.taylor import TaylorConv
@@ -20,14 +21,14 @@ def emit_operator(operator: LinearOperator, graph: GraphBuilder, x: str, prefix:
 
 @emit_operator.register
 def _(operator: PointwiseMatrix, graph: GraphBuilder, x: str, prefix: str) -> str:
-    return graph.node("MatMul", x, graph.weight(f"{prefix}.matrix", operator.matrix))
+    return graph.product(x, graph.weight(f"{prefix}.matrix", operator.matrix), axis=3)
 
 
 @emit_operator.register
 def _(operator: DenseMatrix, graph: GraphBuilder, x: str, prefix: str) -> str:
     n = operator.grid
     rows = graph.reshape(graph.transpose(x, 2, 0, 1, 3), -1, operator.matrix.shape[0])
-    y = graph.node("MatMul", rows, graph.weight(f"{prefix}.matrix", operator.matrix))
+    y = graph.product(rows, graph.weight(f"{prefix}.matrix", operator.matrix), axis=1)
     return graph.transpose(graph.reshape(y, -1, n, n, operator.out_channels), 1, 2, 0, 3)
 
 
@@ -35,12 +36,12 @@ def _(operator: DenseMatrix, graph: GraphBuilder, x: str, prefix: str) -> str:
 def _(operator: SpectralConv, graph: GraphBuilder, x: str, prefix: str) -> str:
     n, c_in, c_out = operator.grid, operator.in_channels, operator.out_channels
     basis = graph.weight(f"{prefix}.basis", operator.basis)
-    transposed = graph.weight(f"{prefix}.basis_transposed", operator.basis.T)
-    rows = graph.node("MatMul", basis, graph.reshape(x, n, -1))
-    columns = graph.node("MatMul", basis, graph.reshape(rows, n, n, -1))
+    transposed = graph.turned(basis, 1, 0)
+    rows = graph.product_from_left(basis, graph.reshape(x, n, -1), axis=0)
+    columns = graph.product_from_left(basis, graph.reshape(rows, n, n, -1), axis=1)
     y = _SpectralNodes(operator, graph, prefix).apply(graph.reshape(columns, n, n, -1, c_in))
-    back = graph.node("MatMul", transposed, graph.reshape(y, n, n, -1))
-    result = graph.node("MatMul", transposed, graph.reshape(back, n, -1))
+    back = graph.product_from_left(transposed, graph.reshape(y, n, n, -1), axis=1)
+    result = graph.product_from_left(transposed, graph.reshape(back, n, -1), axis=0)
     return graph.reshape(result, n, n, -1, c_out)
 
 
@@ -55,7 +56,7 @@ class _SpectralNodes:
         """Coefficients (n, n, batch, c_in) to coefficients (n, n, batch, c_out)."""
         e, c, s = self.operator.fourier.parts
         blocks = self.graph.weight(f"{self.prefix}.real_blocks", self.operator.real_blocks)
-        mirror = self.graph.node("MatMul", self._part(x, e, e), blocks)
+        mirror = self.graph.product(self._part(x, e, e), blocks, axis=2)
         if not self.interior:
             return self._cell(mirror, self.edge, self.edge)
         add, subtract = self._add, self._subtract
@@ -84,7 +85,7 @@ class _SpectralNodes:
         parts = [graph.concatenate(real, axis=0), graph.concatenate(imaginary, axis=0)]
         both = graph.concatenate(parts, axis=1)
         blocks = graph.weight(f"{self.prefix}.complex_blocks", weights)
-        product = graph.reshape(graph.node("MatMul", both, blocks), count, 2, -1, 2 * c)
+        product = graph.reshape(graph.product(both, blocks, axis=2), count, 2, -1, 2 * c)
 
         def quarter(part: int, side: int) -> str:
             cuts = {1: slice(part, part + 1), 3: slice(side * c, (side + 1) * c)}
@@ -118,16 +119,24 @@ class _SpectralNodes:
 
 @emit_operator.register
 def _(operator: TaylorConv, graph: GraphBuilder, x: str, prefix: str) -> str:
-    c, k = operator.channels, operator.kernel_size
+    """A product for each tap, so that the engine has no algorithm of convolution to choose."""
+    c, n, reach = operator.channels, operator.grid, operator.kernel_size // 2
     missing = c - operator.in_channels
     if missing:
         x = graph.node("Pad", x, graph.integers(0, 0, 0, 0, 0, 0, 0, missing))
-    images = graph.transpose(x, 2, 3, 0, 1)
-    taps = graph.weight(f"{prefix}.taps", operator.taps)
-    kernel = graph.reshape(graph.transpose(taps, 1, 2, 0), c, c, k, k)
-    v = images
+    taps = graph.turned(graph.weight(f"{prefix}.taps", operator.taps), 0, 2, 1)
+    places = offsets(operator.kernel_size).tolist()
+    parts = [graph.part(taps, 0, slice(index, index + 1)) for index in range(len(places))]
+    border = graph.integers(reach, reach, 0, 0, reach, reach, 0, 0)
+    v = x
     for power in range(operator.degree, 0, -1):
-        product = graph.node("Conv", v, kernel, pads=[k // 2] * 4)
-        v = graph.node("Add", images, graph.node("Mul", product, graph.number(1 / power)))
+        padded = graph.node("Pad", v, border) if reach else v
+        products = []
+        for tap, place in zip(parts, places, strict=True):
+            rows, columns = (slice(reach + shift, reach + shift + n) for shift in place)
+            moved = graph.slices(padded, {0: rows, 1: columns})
+            products.append(graph.product(moved, tap, axis=3))
+        scaled = graph.node("Mul", graph.sum(products), graph.number(1 / power))
+        v = graph.node("Add", x, scaled)
     y = graph.node("Mul", v, graph.number(operator.scale))
-    return graph.slices(graph.transpose(y, 2, 3, 0, 1), {3: slice(0, operator.out_channels)})
+    return graph.slices(y, {3: slice(0, operator.out_channels)})

@@ -11,18 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdeploy.choices import check_class_names
+from lipdeploy.engine_error import EngineErrors, ErrorAnalysis
 from lipdeploy.errors import LipdeployError, ModelError
-from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, SpaceToDepth
-from lipdeploy.heads import HEADS, Head
+from lipdeploy.frozen import (
+    ChannelMax,
+    FrozenNetwork,
+    Linear,
+    MaxMin,
+    Operation,
+    Shift,
+    SpaceToDepth,
+    product_upper,
+)
+from lipdeploy.heads import Head, LinearHead
+from lipdeploy.mlp_head import MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import AffineBound
+from lipdeploy.rounding import (
+    ACCUMULATIONS,
+    ARITHMETICS,
+    CLAIM,
+    FLOAT32,
+    FLOAT64,
+    Accumulation,
+    AffineBound,
+    Rounding,
+)
 from lipdeploy.spectral import SpectralConv
 from lipdeploy.taylor import TaylorConv
 
 Weights = NDArray[Any]
 
 FORMAT = "lipdeploy-engine"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_MANIFEST_LENGTH = 1 << 20
 MAX_MANIFEST_DEPTH = 12
 MAX_OPERATIONS = 10_000
@@ -34,6 +54,9 @@ PLAIN_FIELDS = {
     "preprocessing": dict,
     "layers": list,
     "proof": str,
+    "arithmetic": str,
+    "accumulation": str,
+    "guarantee": str,
     "sha256": str,
     "source": dict,
     "versions": dict,
@@ -49,7 +72,8 @@ FORMS: dict[str, type[LinearOperator]] = {
 SIMPLE: dict[str, Callable[[], Operation]] = {
     kind.kind: kind for kind in (MaxMin, ChannelMax, SpaceToDepth)
 }
-DTYPES = ("float16", "float32", "float64")
+HEADS: dict[str, type[Head]] = {kind.kind: kind for kind in (LinearHead, MlpHead)}
+DTYPES = ("float16", "float32")
 
 
 def describe(network: FrozenNetwork) -> dict[str, Any]:
@@ -66,6 +90,8 @@ def _describe_operation(operation: Operation) -> dict[str, Any]:
         operator = operation.operator
         linear = {"form": operator.form, "parameters": operator.parameters()}
         return {"kind": operation.kind, **linear}
+    if isinstance(operation, Shift):
+        return {"kind": operation.kind, "colour": list(operation.colour)}
     return {"kind": operation.kind}
 
 
@@ -84,6 +110,8 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
             if entry["kind"] == Linear.kind:
                 operations.append(_restore_linear(entry, _under(f"layer{count}", weights)))
                 count += 1
+            elif entry["kind"] == Shift.kind:
+                operations.append(Shift(tuple(entry["colour"])))
             else:
                 operations.append(SIMPLE[entry["kind"]]())
         head: Head = HEADS[structure["head"]](**_under("head", weights))
@@ -145,8 +173,12 @@ class Manifest:
         classes: class names in the order of the logits.
         preprocessing: how an image becomes pixels.
         lipschitz_upper: from pixels (0 ... 255) to features.
-        reference_error: of the float64 reference evaluation, by the l2 norm of the pixels.
         layers: the bound of each linear layer.
+        arithmetic: the engine's.
+        accumulation: what is known of the order of its sums; see `lipdeploy.rounding`.
+        errors: error bounds of features and logits under each assumption that its graph allows, by
+            name ("float32 same-order"); that of the float64 reference is "float64 any-order".
+        guarantee: the strongest statement that the bounds support.
         proof: how the bounds were proven.
         sha256: `digest` of structure, bounds and weights; finds accidents, not attackers.
         source: dataset, command and epochs of the training, and the hash of the model file.
@@ -157,17 +189,31 @@ class Manifest:
     classes: tuple[str, ...]
     preprocessing: dict[str, Any]
     lipschitz_upper: float
-    reference_error: AffineBound
     layers: tuple[LayerBound, ...]
+    arithmetic: str
+    accumulation: Accumulation
+    errors: dict[str, EngineErrors]
+    guarantee: str
     proof: str
     sha256: str
     source: dict[str, Any]
     versions: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def engine_errors(self) -> EngineErrors:
+        """The error bounds of the engine under its own assumption."""
+        return self.errors[_engine_rounding(self)]
+
+    @property
+    def reference_errors(self) -> EngineErrors:
+        """The error bounds of the float64 reference."""
+        return self.errors[REFERENCE.name]
+
     def digest(self, weights: dict[str, Weights]) -> str:
         """What `sha256` should be for these weights."""
         described = asdict(self)
-        kept = ("network", "classes", "lipschitz_upper", "reference_error", "layers")
+        kept = ["network", "classes", "preprocessing", "lipschitz_upper", "layers"]
+        kept += ["arithmetic", "accumulation", "errors", "guarantee"]
         return digest({name: described[name] for name in kept}, weights)
 
     def to_json(self) -> str:
@@ -202,11 +248,15 @@ class Manifest:
                 for layer in values["layers"]
             )
             values["lipschitz_upper"] = _positive(values["lipschitz_upper"])
-            error = values["reference_error"]
-            values["reference_error"] = AffineBound(
-                _positive(error["constant"]), _positive(error["slope"])
-            )
-            return cls(**values)
+            if not isinstance(values["errors"], dict):
+                raise ValueError(f"errors {values['errors']!r}")
+            values["errors"] = {name: _errors(entry) for name, entry in values["errors"].items()}
+            if values["accumulation"] not in ACCUMULATIONS or values["guarantee"] != "program":
+                raise ValueError(f"{values['accumulation']!r}, {values['guarantee']!r}")
+            manifest = cls(**values)
+            if not {_engine_rounding(manifest), REFERENCE.name} <= manifest.errors.keys():
+                raise ValueError("error bounds are missing")
+            return manifest
         except (
             ValueError,
             LookupError,
@@ -228,7 +278,9 @@ class Engine:
         name: its file, or what it was made from.
         network: what it runs.
         manifest: what it says of itself.
-        data: the bytes that run, emitted from `network`.
+        data: the bytes of the file, emitted from `network`.
+        prepared: the bytes that run: the same graph, casts and cuts of weights, which are exact,
+            already done.
         size: number of bytes of the file.
         sha256: their hash.
     """
@@ -237,6 +289,7 @@ class Engine:
     network: FrozenNetwork
     manifest: Manifest
     data: bytes
+    prepared: bytes
     size: int
     sha256: str
 
@@ -257,6 +310,26 @@ def _positive(value: object) -> float:
     return float(value)
 
 
+def _errors(entry: dict[str, dict[str, float]]) -> EngineErrors:
+    """Error bounds; 0 is one of them, a NaN or a negative number is not."""
+    bounds = {
+        name: AffineBound(_not_negative(bound["constant"]), _not_negative(bound["slope"]))
+        for name, bound in entry.items()
+    }
+    return EngineErrors(**bounds)
+
+
+def _not_negative(value: object) -> float:
+    return 0.0 if value == 0 and type(value) in (int, float) else _positive(value)
+
+
+def _engine_rounding(manifest: "Manifest") -> str:
+    return f"{manifest.arithmetic} {manifest.accumulation}"
+
+
+REFERENCE = Rounding(FLOAT64, "any-order")
+"""How the float64 reference computes, whatever the order of the engine."""
+
 PROOF = "float64 residual of a shifted Cholesky factorisation, for each stored block"
 
 
@@ -266,26 +339,49 @@ def make_manifest(
     preprocessing: dict[str, Any],
     source: dict[str, Any],
     versions: dict[str, str],
+    accumulation: Accumulation = "blocked",
 ) -> Manifest:
     """Prove the bounds of a network and write them down with what it is.
 
     Raises:
         BoundError: if a bound cannot be proven.
     """
-    layers = zip(network.linear(), network.layer_norms_upper, strict=True)
+    norms = [norm * CLAIM for norm in network.layer_norms_upper]
+    layers = zip(network.linear(), norms, strict=True)
+    analysis = ErrorAnalysis(network)
+    roundings = [REFERENCE, *engine_roundings(FLOAT32.name, accumulation)]
     manifest = Manifest(
         network=describe(network),
         classes=classes,
         preprocessing=preprocessing,
-        lipschitz_upper=network.lipschitz_upper,
-        reference_error=network.reference_error,
+        lipschitz_upper=product_upper(norms),
         layers=tuple(LayerBound(layer.operator.form, norm) for layer, norm in layers),
+        arithmetic=FLOAT32.name,
+        accumulation=accumulation,
+        errors={r.name: analysis.errors(r).times(CLAIM) for r in roundings},
+        guarantee="program",
         proof=PROOF,
         sha256="",
         source=source,
         versions=versions,
     )
     return replace(manifest, sha256=manifest.digest(network.weights()))
+
+
+def engine_roundings(arithmetic: str, accumulation: Accumulation) -> list[Rounding]:
+    """The assumptions that hold for a graph if `accumulation` does, that one last.
+
+    Where the order inside of blocks is assumed, what holds without that is of interest, too.
+
+    Raises:
+        ModelError: if there is no such arithmetic.
+    """
+    if arithmetic not in ARITHMETICS:
+        raise ModelError(f"arithmetic {arithmetic!r}; expected one of {', '.join(ARITHMETICS)}")
+    rounding = Rounding.of_graph(ARITHMETICS[arithmetic], accumulation)
+    if accumulation == "same-order":
+        return [replace(rounding, accumulation="any-order"), rounding]
+    return [rounding]
 
 
 def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNetwork:
@@ -296,6 +392,8 @@ def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNe
     """
     if any(array.dtype.name not in DTYPES for array in weights.values()):
         raise ModelError(f"weights must be {', '.join(DTYPES)}")
+    if manifest.arithmetic != FLOAT32.name:
+        raise ModelError(f"bounds for {manifest.arithmetic}, but the graph computes in float32")
     if manifest.digest(weights) != manifest.sha256:
         raise ModelError("weights and manifest do not belong together: export the model again")
     network = restore(manifest.network, weights)

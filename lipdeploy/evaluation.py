@@ -2,7 +2,7 @@
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -37,6 +37,11 @@ class Outcome:
         """Certified radius of a correct answer, l2 in [0, 1] pixels of the input; else 0."""
         return self.result.radius if self.is_correct and isinstance(self.result, Prediction) else 0
 
+    def radius_255(self, statement: str) -> float:
+        """Radius of a correct answer under another statement, in units of 1/255; else 0."""
+        certificate = self.result.certificate if isinstance(self.result, Prediction) else None
+        return certificate.radii_255[statement] if certificate and self.is_correct else 0.0
+
 
 def outcomes(predictor: Predictor, images: LabelledSources[ImageSource]) -> Iterator[Outcome]:
     """Predict and compare, in order, never holding more than a batch of images.
@@ -60,11 +65,15 @@ class Evaluation:
         images: outcomes so far.
         unreadable: those without a prediction.
         correct: those with the right class.
+
+    Args:
+        statements: names of the statements that are compared; see `Predictor.statements`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, statements: Sequence[str] = ()) -> None:
         self.images = self.unreadable = self.correct = 0
         self._radii = array("d")
+        self._compared = {name: array("d") for name in statements}
 
     def add(self, outcome: Outcome) -> None:
         """Count one image."""
@@ -72,6 +81,8 @@ class Evaluation:
         self.unreadable += isinstance(outcome.result, Failure)
         self.correct += outcome.is_correct
         self._radii.append(outcome.radius)
+        for name, radii in self._compared.items():
+            radii.append(outcome.radius_255(name))
 
     @property
     def clean_accuracy(self) -> float:
@@ -82,6 +93,28 @@ class Evaluation:
         """Right answers certified beyond `radius`, compared exactly."""
         largest_below = float_lower(radius)
         return sum(value > largest_below for value in self._radii)
+
+    def compared(self, radius: Fraction) -> dict[str, int]:
+        """Right answers certified beyond `radius` under each statement."""
+        largest_below = float_lower(255 * radius)
+        return {
+            name: sum(value > largest_below for value in radii)
+            for name, radii in self._compared.items()
+        }
+
+    def costs(self) -> dict[str, tuple[float, float]]:
+        """What each statement costs in radius against *network*: mean and largest, in 1/255.
+
+        Over the right answers that *network* certifies.
+        """
+        reference = self._compared.get("network", array("d"))
+        kept = [index for index, radius in enumerate(reference) if radius > 0]
+        result = {}
+        for name, radii in self._compared.items():
+            lost = [reference[index] - radii[index] for index in kept]
+            if name.startswith("program") and lost:
+                result[name] = max(0.0, sum(lost) / len(lost)), max(0.0, *lost)
+        return result
 
     def certified_accuracy(self, radius: Fraction) -> float:
         """Share of right answers certified beyond `radius`."""

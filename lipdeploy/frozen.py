@@ -2,10 +2,10 @@
 
 It maps pixels (batch, 3, n, n), 0 ... 255, to features and logits. The real-arithmetic function
 that its stored weights define is what a certificate speaks about; `FrozenNetwork.features`
-evaluates it in float64 and `FrozenNetwork.reference_error` bounds how far off that can be.
+evaluates it in float64 and `lipdeploy.engine_error` bounds how far off that can be.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lipdeploy.bounds import frobenius_upper, up
+from lipdeploy.bounds import up
 from lipdeploy.errors import ModelError, ShapeError
 from lipdeploy.heads import Head
 from lipdeploy.operators import LinearOperator
-from lipdeploy.rounding import EXACT_INPUT, AffineBound
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
@@ -29,6 +28,41 @@ MAX_IMAGE_SIZE = 1024
 
 MAX_VALUES = 1 << 24
 """Most numbers that one image may become; a file that claims more would want too much memory."""
+
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 ... 255."""
+
+MIDDLE_GREY = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """x - colour: exact for whole numbers, and it keeps what follows small.
+
+    Attributes:
+        colour: subtracted at every point of the grid.
+    """
+
+    kind: ClassVar[str] = "shift"
+    colour: Colour
+
+    def __post_init__(self) -> None:
+        numbers: tuple[object, ...] = self.colour
+        is_colour = all(type(part) is int and 0 <= part <= 255 for part in numbers)
+        if len(numbers) != 3 or not is_colour:
+            raise ShapeError(f"shift: {self.colour!r} is no colour")
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """The same shape; raises ShapeError unless there are three channels."""
+        if shape[1] != 3:
+            raise ShapeError(f"shift: {shape[1]} channels are no colour")
+        return shape
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, 3)."""
+        y: Array = x - np.array(self.colour, dtype=np.float64)
+        return y
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,13 +96,6 @@ class Linear:
         bias = self.bias.astype(np.float64)
         y: Array = self.operator.mv(x) + (bias if bias.ndim == 1 else bias[:, :, None, :])
         return y
-
-    @cached_property
-    def bias_norm_upper(self) -> float:
-        """Upper bound of the l2 norm of the bias over the whole grid."""
-        if self.bias.ndim == 1:
-            return up(float(frobenius_upper(self.bias[None])) * self.operator.grid)
-        return float(frobenius_upper(self.bias.reshape(1, -1)))
 
 
 @dataclass(frozen=True)
@@ -125,7 +152,7 @@ class SpaceToDepth:
         return cells.reshape(m, m, batch, 4 * channels)
 
 
-Operation = Linear | MaxMin | ChannelMax | SpaceToDepth
+Operation = Shift | Linear | MaxMin | ChannelMax | SpaceToDepth
 
 
 def _check_even(shape: Grid) -> None:
@@ -143,7 +170,7 @@ class FrozenNetwork:
         head: from flattened features, ordered (channel, row, column), to logits.
 
     Raises:
-        ShapeError: if the operations do not fit together.
+        ShapeError: if the operations do not fit together, or a shift is not the first.
         ModelError: if a weight is not finite.
     """
 
@@ -154,6 +181,8 @@ class FrozenNetwork:
     def __post_init__(self) -> None:
         if not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ShapeError(f"images of {self.image_size} pixels, limit {MAX_IMAGE_SIZE}")
+        if any(isinstance(operation, Shift) for operation in self.operations[1:]):
+            raise ShapeError("a shift must come first")
         shape = (self.image_size, 3)
         for operation in self.operations:
             shape = operation.shape_after(shape)
@@ -169,6 +198,12 @@ class FrozenNetwork:
                 raise ModelError(
                     f"{name}: NaN or infinite weights; try --weights float32, or train again"
                 )
+
+    @property
+    def centre(self) -> Colour:
+        """The colour around which rounding errors are bounded; any would be sound."""
+        first = self.operations[0] if self.operations else None
+        return first.colour if isinstance(first, Shift) else MIDDLE_GREY
 
     @cached_property
     def largest_values(self) -> int:
@@ -227,18 +262,12 @@ class FrozenNetwork:
 
         The product of the layers' norms; all other operations are 1-Lipschitz.
         """
-        product = 1.0
-        for norm in self.layer_norms_upper:
-            product = up(product * norm)
-        return product
+        return product_upper(self.layer_norms_upper)
 
-    @cached_property
-    def reference_error(self) -> AffineBound:
-        """Bound of the distance of `features` from exact arithmetic, by the norm of the pixels.
 
-        Operations other than linear layers are exact and 1-Lipschitz and do not raise the norm.
-        """
-        enclosure = EXACT_INPUT
-        for layer in self.linear():
-            enclosure = enclosure.after_step(layer.operator.step).after_bias(layer.bias_norm_upper)
-        return enclosure.error
+def product_upper(factors: Iterable[float]) -> float:
+    """The product of positive numbers, rounded up."""
+    product = 1.0
+    for factor in factors:
+        product = up(product * factor)
+    return product

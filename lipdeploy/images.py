@@ -262,7 +262,8 @@ class NetworkInput:
     Attributes:
         pixels: shape (3, size, size), float32, 0 ... 255.
         error_upper: bound of the l2 distance, in the same units, between `pixels` and the exact
-            linear image of the decoded pixels; 0 where the size was right.
+            linear image of the decoded pixels, for every image of this one's height and width; 0
+            where the size was right.
         resize_norm_upper: norm of the linear map from the file's pixels to `pixels`; None where
             there is none.
     """
@@ -275,8 +276,9 @@ class NetworkInput:
 def network_input(source: ImageSource, size: int) -> NetworkInput:
     """Decode and resize one image.
 
-    The error is that of rounding to float32 (2**-24 of each entry) and of the two float64 products,
-    whose sums are as long as the image is high and wide.
+    The error is that of rounding to float32 (2**-24 of each entry, which is a weighted mean of
+    numbers up to 255) and of the two float64 products, whose sums are as long as the image is high
+    and wide.
 
     Raises:
         ImageError: as `decode` and `linear_resize`.
@@ -289,7 +291,7 @@ def network_input(source: ImageSource, size: int) -> NetworkInput:
     pixels = exact.astype(np.float32)
     if resize.is_identity:
         return NetworkInput(pixels, 0.0, norm)
-    size_after = float(frobenius_upper(exact.reshape(1, -1)))
+    size_after = up(255 * up(exact.size**0.5)) * (1 + 1e-9)
     size_before = up(255 * up(image.pixels.size**0.5))
     weights = float(frobenius_upper(resize.rows) * frobenius_upper(resize.columns))
     products = gamma(height + width + 4) * weights * size_before

@@ -1,5 +1,6 @@
 """What is in a file: an engine, a trained model, or a checkpoint, in plain values."""
 
+from dataclasses import asdict
 from typing import Any
 
 from lipdeploy.artifact import Engine
@@ -23,10 +24,10 @@ def inspect_engine(engine: Engine) -> dict[str, Any]:
         "parameters": sum(weights.size for weights in network.weights().values()),
         "lipschitz_upper": manifest.lipschitz_upper,
         "lipschitz_upper_unit": "l2 of the features for each step of 1 of a pixel in 0 ... 255",
-        "reference_error": {
-            "constant": manifest.reference_error.constant,
-            "slope": manifest.reference_error.slope,
-        },
+        "guarantee": manifest.guarantee,
+        "arithmetic": manifest.arithmetic,
+        "accumulation": manifest.accumulation,
+        "feature_errors": {name: asdict(e.features) for name, e in manifest.errors.items()},
         "proof": manifest.proof,
         "source": manifest.source,
         "versions": manifest.versions,

@@ -14,9 +14,9 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lipdeploy.bounds import frobenius_upper, gamma, norm_upper
+from lipdeploy.bounds import norm_upper
 from lipdeploy.errors import ShapeError
-from lipdeploy.rounding import Step
+from lipdeploy.rounding import FLOAT32, Product, Rounding, Step
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
@@ -58,9 +58,8 @@ class LinearOperator(Protocol):
     def norm_upper(self) -> float:
         """Rigorous upper bound of the spectral norm."""
 
-    @property
-    def step(self) -> Step:
-        """Norm and rounding error of `mv`."""
+    def step(self, rounding: Rounding) -> Step:
+        """Norm and rounding error of its nodes in this arithmetic; `mv` is that in float64."""
 
 
 def exact(weights: Weights) -> Array:
@@ -68,9 +67,15 @@ def exact(weights: Weights) -> Array:
     return weights.astype(np.float64)
 
 
-def absolute_norm_upper(weights: Weights) -> float:
-    """Upper bound of || |W| ||_2 over a stack of matrices: the largest Frobenius norm."""
-    return float(np.max(frobenius_upper(weights), initial=0.0))
+def stored(weights: Weights, dtype: DTypeLike) -> Weights:
+    """Weights rounded to `dtype`; subnormal numbers of float32, which engines may flush, are 0.
+
+    The subnormal numbers of float16 are normal ones where engines compute.
+    """
+    rounded = weights.astype(dtype)
+    if rounded.dtype == np.float32:
+        rounded[np.abs(rounded) < FLOAT32.smallest_normal] = 0
+    return rounded
 
 
 def check_shape(operator: LinearOperator, x: Array) -> None:
@@ -94,7 +99,7 @@ class _OneMatrix:
     matrix: Weights
 
     def __post_init__(self) -> None:
-        if self.grid < 1 or self.matrix.ndim != 2:
+        if self.grid < 1 or self.matrix.ndim != 2 or 0 in self.matrix.shape:
             raise ShapeError(
                 f"{self.form}: matrix of shape {self.matrix.shape} on a grid of {self.grid}"
             )
@@ -109,7 +114,7 @@ class _OneMatrix:
 
     def stored_as(self, dtype: DTypeLike) -> Self:
         """With the matrix rounded to `dtype`."""
-        return replace(self, matrix=self.matrix.astype(dtype))
+        return replace(self, matrix=stored(self.matrix, dtype))
 
     def scaled(self, factor: float) -> Self:
         """With the matrix times a number."""
@@ -121,10 +126,12 @@ class _OneMatrix:
         return norm_upper(self.matrix)
 
     @cached_property
-    def step(self) -> Step:
+    def _product(self) -> Product:
+        return Product(self.matrix, self.grid**2 * int(self.matrix.shape[1]))
+
+    def step(self, rounding: Rounding) -> Step:
         """One matrix product with sums as long as the matrix has rows."""
-        rounding = gamma(len(self.matrix)) * absolute_norm_upper(self.matrix)
-        return Step(self.norm_upper, rounding)
+        return rounding.product(self._product)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,8 @@
 """Images in, classes with a guaranteed radius out."""
 
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +11,13 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from lipdeploy.artifact import Engine
+from lipdeploy.artifact import REFERENCE, Engine
 from lipdeploy.certificate import (
-    ASSUMPTIONS,
     GUARANTEES,
-    MLP_ASSUMPTION,
-    certify,
+    Answers,
+    Certifier,
+    Guarantee,
+    assumptions,
     file_radius,
     integer_budget,
     scale_radius,
@@ -23,15 +25,20 @@ from lipdeploy.certificate import (
 from lipdeploy.choices import check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.exporters.onnx_file import read_onnx
-from lipdeploy.heads import MlpHead
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
 from lipdeploy.locate import find_model
-from lipdeploy.runtimes import Runtime
+from lipdeploy.mlp_head import MlpHead
+from lipdeploy.rounding import ARITHMETICS
+from lipdeploy.runtimes import Array, Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
 
 RuntimeChoice = Literal["onnxruntime", "numpy"]
 NOT_CERTIFIED = "the class does not lead all others by more than the numerical error"
+NO_ORDER = (
+    "here the engine adds in different orders for a batch of {}, other than its bounds assume; use "
+    "--guarantee network, or export with --accumulation blocked"
+)
 VALUES_AT_ONCE = 1 << 26
 """Most numbers of a batch in one place of the network: half a gigabyte in float64."""
 RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
@@ -52,6 +59,8 @@ class Certificate:
         guarantee: the statement, see `lipdeploy.certificate`.
         assumptions: what the proof assumes.
         reason: why the radius is 0, else None.
+        radii_255: radius_255 of each statement that was computed, by name; others than the one
+            that was asked for only where the predictor compares.
     """
 
     radius: float
@@ -61,6 +70,7 @@ class Certificate:
     guarantee: str
     assumptions: tuple[str, ...]
     reason: str | None
+    radii_255: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,17 @@ class Predictor:
         model: path of an engine, as written by `lipdeploy export`, or an engine in memory; None for
             the one that `lipdeploy predict` would take (see `lipdeploy.locate.find_model`).
         certify: whether to compute certificates.
-        guarantee: which statement; "network".
+        guarantee: which statement, see `lipdeploy.certificate`; None for "program" where the
+            engine's arithmetic has it, else "network".
+        tight: take longer to prove larger radii, where the head has a way.
+        compare: compute every statement that the engine has bounds for, too.
         device: "auto", "cpu" or "cuda".
         runtime: "onnxruntime", or "numpy" for the float64 reference.
         batch_size: images a batch; fewer where they become very large on the way.
+
+    Attributes:
+        engine_seconds: time spent in the engine so far.
+        certify_seconds: time spent on certificates so far.
 
     Raises:
         ModelError: if the file is no engine of lipdeploy, or damaged.
@@ -123,12 +140,14 @@ class Predictor:
         model: str | Path | Engine | None = None,
         *,
         certify: bool = True,
-        guarantee: str = "network",
+        guarantee: Guarantee | None = None,
+        tight: bool = False,
+        compare: bool = False,
         device: Device = "auto",
         runtime: RuntimeChoice = "onnxruntime",
         batch_size: int = 64,
     ) -> None:
-        self.certify, self.guarantee = certify, guarantee
+        self.certify = certify
         _check_arguments(guarantee, device, runtime, batch_size)
         if not isinstance(model, Engine):
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
@@ -136,8 +155,22 @@ class Predictor:
         self.sha256 = model.sha256
         self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
         self.runtime: Runtime = (
-            NumpyRuntime(self.network) if runtime == "numpy" else OnnxRuntime(model.data, device)
+            NumpyRuntime(self.network)
+            if runtime == "numpy"
+            else OnnxRuntime(model.prepared, device)
         )
+        has_program = ARITHMETICS[self.runtime.arithmetic].has_program
+        has_program = has_program and self.rounding in self.manifest.errors
+        self.guarantee: Guarantee = guarantee or ("program" if has_program else "network")
+        if self.guarantee == "program" and not has_program:
+            raise UsageError(
+                f"--guarantee program: the engine has no bounds for {self.rounding}; use "
+                "--guarantee network, or export the model again"
+            )
+        self._engine, self._order_kept = model, dict[int, bool]()
+        self._certifier = Certifier(self.network, self.manifest, tight)
+        self._compare = compare
+        self.engine_seconds = self.certify_seconds = 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -162,8 +195,64 @@ class Predictor:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the certificates assume."""
-        extra = (MLP_ASSUMPTION,) if isinstance(self.network.head, MlpHead) else ()
-        return ASSUMPTIONS + extra
+        is_mlp = isinstance(self.network.head, MlpHead)
+        return assumptions(self.guarantee, self.rounding, is_mlp=is_mlp)
+
+    @property
+    def tight_is_exact(self) -> bool:
+        """Whether tight certificates were asked for where there is nothing to gain."""
+        return self._certifier.tight and not isinstance(self.network.head, MlpHead)
+
+    @property
+    def rounding(self) -> str:
+        """Name of the error bounds of the runtime: arithmetic and order of sums."""
+        if self.runtime.arithmetic == REFERENCE.arithmetic.name:
+            return REFERENCE.name
+        return f"{self.runtime.arithmetic} {self.manifest.accumulation}"
+
+    @property
+    def statements(self) -> tuple[str, ...]:
+        """Names of what is computed for each image; the one that was asked for is first."""
+        if not self._compare:
+            return (self.guarantee,)
+        arithmetic = self.runtime.arithmetic
+        others = [
+            f"program, {name}"
+            for name in self.manifest.errors
+            if name.startswith(f"{arithmetic} ") and name != self.rounding
+        ]
+        own = ["program"] if self.rounding in self.manifest.errors else []
+        return tuple(dict.fromkeys([self.guarantee, "network", *own, *others]))
+
+    def _all_radii(self, answers: Answers) -> dict[str, list[float]]:
+        """Radii of every statement, in units of the pixels."""
+        radii: dict[str, list[float]] = {}
+        for name in self.statements:
+            # No certified flip is a consequence of *network*, at the same radius.
+            proven = "network" if name == "no-certified-flip" else name
+            if proven not in radii:
+                radii[proven] = self._radii(proven, answers).tolist()
+            radii[name] = radii[proven]
+        return radii
+
+    def _radii(self, statement: str, answers: Answers) -> Array:
+        if not statement.startswith("program"):
+            return self._certifier.network_radii(answers)
+        rounding = statement.removeprefix("program, ")
+        rounding = self.rounding if rounding == "program" else rounding
+        if rounding.endswith("same-order") and not self._keeps_order(len(answers.labels)):
+            return np.zeros(len(answers.labels))
+        return self._certifier.program_radii(answers, self.manifest.errors[rounding])
+
+    def _keeps_order(self, batch: int) -> bool:
+        """Whether the permutation test passes on this machine at this batch size."""
+        if batch not in self._order_kept:
+            from lipdeploy.exporters.onnx_probe import keeps_order
+
+            self._order_kept[batch] = isinstance(self.runtime, OnnxRuntime) and keeps_order(
+                self.runtime, self._engine.prepared, batch
+            )
+        return self._order_kept[batch]
 
     def __call__(self, sources: Iterable[ImageSource] | ImageSource) -> Iterator[Prediction]:
         """Predict one by one.
@@ -214,18 +303,23 @@ class Predictor:
         self, inputs: list[NetworkInput]
     ) -> Iterator[tuple[int, tuple[float, ...], Certificate | None]]:
         pixels = np.stack([item.pixels for item in inputs])
+        start = time.perf_counter()
         features, logits = self.runtime.run(pixels)
+        self.engine_seconds += time.perf_counter() - start
         labels = np.argmax(logits, axis=1)
-        radii: list[float] | list[None] = [None] * len(inputs)
-        if self.certify:
-            exact = pixels.astype(np.float64)
-            radii = certify(self.network, self.manifest, exact, features, labels).tolist()
-        for item, row, label, radius in zip(inputs, logits, labels, radii, strict=True):
-            certificate = None if radius is None else self._certificate(radius, item)
-            yield int(label), tuple(row.tolist()), certificate
+        answers = Answers(pixels.astype(np.float64), features, labels)
+        start = time.perf_counter()
+        radii = self._all_radii(answers) if self.certify else {}
+        self.certify_seconds += time.perf_counter() - start
+        for index, (item, row) in enumerate(zip(inputs, logits, strict=True)):
+            own = {name: values[index] for name, values in radii.items()}
+            certificate = self._certificate(own, item, len(inputs)) if own else None
+            yield int(labels[index]), tuple(row.tolist()), certificate
 
-    def _certificate(self, radius_255: float, item: NetworkInput) -> Certificate:
-        on_file = None
+    def _certificate(
+        self, radii_255: dict[str, float], item: NetworkInput, batch: int
+    ) -> Certificate:
+        radius_255, on_file = radii_255[self.guarantee], None
         if item.resize_norm_upper is not None:
             on_file = file_radius(radius_255, item.error_upper, item.resize_norm_upper)
             on_file = scale_radius(on_file, 255)
@@ -236,8 +330,15 @@ class Predictor:
             integer_budget=None if on_file is None else integer_budget(on_file),
             guarantee=self.guarantee,
             assumptions=self.assumptions,
-            reason=None if radius_255 > 0 else NOT_CERTIFIED,
+            reason=None if radius_255 > 0 else self._reason(batch),
+            radii_255=radii_255,
         )
+
+    def _reason(self, batch: int) -> str:
+        """Why a radius is 0."""
+        if self.guarantee == "program" and not self._order_kept.get(batch, True):
+            return NO_ORDER.format(batch)
+        return NOT_CERTIFIED
 
 
 def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSource]:
@@ -246,8 +347,9 @@ def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSour
     return sources
 
 
-def _check_arguments(guarantee: str, device: str, runtime: str, batch_size: int) -> None:
-    check_choice("--guarantee", guarantee, GUARANTEES)
+def _check_arguments(guarantee: str | None, device: str, runtime: str, batch_size: int) -> None:
+    if guarantee is not None:
+        check_choice("--guarantee", guarantee, GUARANTEES)
     check_choice("--device", device, DEVICES)
     check_choice("--runtime", runtime, RUNTIMES)
     if runtime == "numpy" and device == "cuda":

@@ -1,23 +1,121 @@
-"""A-priori rounding errors of the float64 reference evaluation.
+"""Models of floating-point arithmetic, and what rounding can do to one step of an evaluation.
 
-Every linear step is described by two numbers: L, an upper bound of its norm, and a, such that the
-computed result differs from the exact one by at most a ||x||_2, whatever the order of the sums.
-The bounds are crude (Frobenius norms) because a float64 unit roundoff makes them negligible.
+An `Arithmetic` says how precisely a machine adds and multiplies; an accumulation says what is known
+of the order of its sums; together, a `Rounding`, they bound the error of a matrix product y = W x
+with sums of length n by a ||x||_2. With u the unit roundoff and gamma(n) = n u / (1 - n u):
+
+*any order*: every computed sum is within gamma(n) |W| |x| of the exact one, elementwise, whatever
+the order and with or without fused multiply-adds (Higham, "Accuracy and stability of numerical
+algorithms", 2002, sec. 3.1), so a = gamma(n) || |W| ||_2.
+
+*same order*: all outputs of one input vector add their terms in the same order, that is, in the
+same binary tree T. The local error of an inner node v of T is then a *vector* over the outputs, at
+most u times the vector of the computed partial sums there. Let P bound the norm of W restricted to
+any subset of its columns, for which ||W||_2 serves; A = || |W| ||_2; D the sum of the norms of all
+local errors. Products are rounded first: their errors, u |W| |x| elementwise, have norm at most
+u A ||x|| in every partial sum. The partial sums at v have norm at most P ||x|| + u A ||x|| + D, and
+T has n - 1 inner nodes, so D <= (n - 1) u (P + u A) ||x|| / (1 - (n - 1) u); a = D / ||x|| + u A.
+(With fused multiply-adds the products are not rounded, and the bound holds all the more.)
+
+Both may be taken of a graph that cuts long sums into blocks of at most B terms, one matrix product
+each, and adds their results pair by pair. If block i has error a_i ||x_i||, all blocks together
+have at most (sum_i a_i^2)^(1/2) ||x||, by Cauchy-Schwarz. An addition node over the blocks in S has
+local error at most u (P ||x_S|| + errors so far); nodes of one level have disjoint S, so a level of
+k nodes adds at most u P k^(1/2) ||x||. *blocked* is any order inside of short blocks: nothing is
+assumed of the engine but that it runs the nodes of the graph as they are.
+
+Where operands are rounded to fewer bits first (tensor cores), where results are stored in fewer
+bits, and where small numbers are flushed to zero, terms for that are added (`Rounding.product`).
 """
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, up
+from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, absolute_norms_upper, norms_upper, up
+from lipdeploy.errors import BoundError
 
 Array = NDArray[np.float64]
+Accumulation = Literal["any-order", "same-order", "blocked"]
+ACCUMULATIONS: tuple[Accumulation, ...] = get_args(Accumulation)
 
 MARGIN = 1 + 1e-12
 """Factor that covers the rounding of the few operations of a bound's own formula."""
+
+CLAIM = 1 + 2.0**-22
+"""What is written down is this much larger than what was proven, so that another proof, on another
+machine, finds no more than what is claimed."""
+
+BLOCKS: dict[Accumulation, int | None] = {"any-order": None, "same-order": 128, "blocked": 16}
+"""Longest sum of the graph that is made for each; None for no limit."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How precisely a machine computes.
+
+    Attributes:
+        name: as in the manifest.
+        unit_roundoff: u of every addition and multiplication.
+        operand_bits: significand bits of the operands of a product; longer ones are cut.
+        operand_roundoff: largest relative change of an operand by that; 0 where there is none.
+        storage_roundoff: largest relative change of a result when it is stored.
+        smallest_normal: anything smaller may become 0, as an operand or a result.
+        largest: largest finite number of a result or partial sum.
+        has_program: whether the statement *program* is offered in it.
+    """
+
+    name: str
+    unit_roundoff: float
+    operand_bits: int
+    smallest_normal: float
+    largest: float
+    operand_roundoff: float = 0.0
+    storage_roundoff: float = 0.0
+    has_program: bool = True
+
+    def gamma(self, n: int) -> float:
+        """Upper bound of n u / (1 - n u)."""
+        nu = n * self.unit_roundoff
+        if nu >= 0.01:
+            raise BoundError(f"sums of length {n} are too long for {self.name}")
+        return nu / (1 - nu) * MARGIN
+
+    def holds(self, weights: NDArray[Any]) -> bool:
+        """Whether operands of this arithmetic can be exactly these weights."""
+        if weights.dtype == np.float16 and self.operand_bits >= 11 and self.largest > 65504:
+            return True  # its smallest number, 2^-24, is a normal one in all of these
+        values = np.asarray(weights, dtype=np.float64)
+        if np.any((values != 0) & (np.abs(values) < self.smallest_normal)):
+            return False
+        scaled = np.ldexp(np.frexp(values)[0], self.operand_bits)
+        return bool(np.all(scaled == np.rint(scaled)))
+
+
+FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023)
+FLOAT32 = Arithmetic("float32", 2.0**-24, 24, 2.0**-126, 2.0**127)
+# Tensor cores are not IEEE: operands are truncated (TF32) and sums keep 23 to 25 bits.
+TF32 = Arithmetic("tf32", 2.0**-22, 11, 2.0**-126, 2.0**127, operand_roundoff=2.0**-10)
+FLOAT16 = Arithmetic(
+    "float16", 2.0**-22, 11, 2.0**-14, 65504.0, operand_roundoff=2.0**-11, storage_roundoff=2.0**-11
+)
+BFLOAT16 = Arithmetic(
+    "bfloat16",
+    2.0**-22,
+    8,
+    2.0**-126,
+    2.0**127,
+    operand_roundoff=2.0**-8,
+    storage_roundoff=2.0**-8,
+    has_program=False,
+)
+ARITHMETICS = {a.name: a for a in (FLOAT64, FLOAT32, TF32, FLOAT16, BFLOAT16)}
+"""float16 and bfloat16 are those of tensor cores: products summed in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -26,32 +124,170 @@ class Step:
 
     Attributes:
         norm_upper: L, an upper bound of the spectral norm of the exact step.
-        rounding_upper: a, such that ||fl(step(x)) - step(x)||_2 <= a ||x||_2 + TINY.
+        rounding_upper: a, such that ||fl(step(x)) - step(x)||_2 <= a ||x||_2 + underflow.
+        underflow: what numbers flushed to zero can add, whatever x is.
+        growth: partial sums are at most growth ||x||_2 in absolute value.
     """
 
     norm_upper: float
     rounding_upper: float
+    underflow: float = 0.0
+    growth: float = 1.0
 
 
 def compose(steps: Iterable[Step]) -> Step:
     """The step made of several, first to last.
 
-    By induction: if ||x_i|| grows by at most L_i and the computed x_i differs by d_i, then
-    d_(i+1) <= L d_i + a (||x_i|| + d_i), so ||x_i|| + d_i grows by at most L + a, and the total
-    error is at most prod(L_i + a_i) - prod(L_i). The TINY of each step is far below that of the
-    whole, which its user adds.
+    By induction: if ||x_i|| is at most N_i ||x|| and the computed x_i differs by d_i, then
+    d_(i+1) <= L d_i + a (||x_i|| + d_i) + t = (L + a) d_i + a N_i ||x|| + t.
     """
-    norm, inflated = 1.0, 1.0
+    norm, rounding, underflow, growth = 1.0, 0.0, 0.0, 1.0
     for step in steps:
+        growth = max(growth, (norm + rounding) * step.growth * MARGIN)
+        factor = up(step.norm_upper + step.rounding_upper)
+        rounding = (rounding * factor + norm * step.rounding_upper) * MARGIN
+        underflow = (underflow * factor + step.underflow) * MARGIN
         norm = up(norm * step.norm_upper)
-        inflated = up(inflated * up(step.norm_upper + step.rounding_upper))
-    # The difference cancels; products of upper bounds agree with the exact ones to 1e-13.
-    return Step(norm, (inflated - norm) * MARGIN + 1e-13 * inflated)
+    return Step(norm, rounding, underflow, growth)
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """A matrix product x -> x @ M, or a stack of them on disjoint parts of x.
+
+    Attributes:
+        matrices: M, shape (..., n, outputs), applied from the right.
+        size: numbers that come out, over the whole grid.
+    """
+
+    matrices: NDArray[Any]
+    size: int
+
+    @property
+    def length(self) -> int:
+        """Terms of each sum."""
+        return int(self.matrices.shape[-2])
+
+    @cached_property
+    def norm_upper(self) -> float:
+        """Largest spectral norm of the stack."""
+        return float(np.max(norms_upper(self.matrices), initial=0.0))
+
+    @cached_property
+    def absolute_norm_upper(self) -> float:
+        """Largest norm of |M| of the stack."""
+        return float(np.max(absolute_norms_upper(self.matrices), initial=0.0))
+
+    def blocks_norm_upper(self, block: int) -> float:
+        """Largest (sum_i || |M_i| ||^2)^(1/2) of the stack, M_i blocks of at most `block` rows."""
+        total = np.zeros(self.matrices.shape[:-2])
+        for start in range(0, self.length, block):
+            total = total + absolute_norms_upper(self.matrices[..., start : start + block, :]) ** 2
+        return float(np.max(np.sqrt(total), initial=0.0)) * MARGIN
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """An arithmetic, and what is known of the order of its sums.
+
+    Attributes:
+        arithmetic: how precisely it computes.
+        accumulation: "any-order", "same-order" or "blocked".
+        block: longest sum of the graph; None for no limit.
+    """
+
+    arithmetic: Arithmetic
+    accumulation: Accumulation = "any-order"
+    block: int | None = None
+
+    @classmethod
+    def of_graph(cls, arithmetic: Arithmetic, accumulation: Accumulation) -> "Rounding":
+        """That of the graph that is made for an accumulation."""
+        return cls(arithmetic, accumulation, BLOCKS[accumulation])
+
+    @property
+    def name(self) -> str:
+        """As in the manifest, such as "float32 same-order"."""
+        return f"{self.arithmetic.name} {self.accumulation}"
+
+    def terms(self, n: int) -> int:
+        """K such that a sum of n products is within gamma(k) of exact, relative to absolute values.
+
+        Cut into blocks each term meets at most as many roundings as a block and the tree have.
+        """
+        if self.block is None or n <= self.block:
+            return n
+        return self.block + len(tree_levels(n, self.block))
+
+    def product(self, product: Product) -> Step:
+        """A matrix product in this arithmetic (see the module).
+
+        Operands cut to fewer bits change by a relative u_in each: L u_in for x; || |M| || u_in
+        for M, unless M has no more bits. Storing changes the result by a relative u_store. Flushed:
+        of n products and n - 1 sums each may lose a number below eta, 2 n eta for each output, and
+        as operands x may lose eta each, M nothing, since `Arithmetic.holds` finds it (M is float16
+        or flushed before it is stored; else `BoundError`).
+        """
+        arithmetic, n = self.arithmetic, product.length
+        norm, absolute = product.norm_upper, product.absolute_norm_upper
+        operand = arithmetic.operand_roundoff
+        is_held = arithmetic.holds(product.matrices)
+        if not is_held and operand == 0.0:
+            raise BoundError(f"a weight is no normal number in {arithmetic.name}")
+        of_weights = 0.0 if is_held else absolute * operand
+        growth = (1 + operand) ** 2
+        error = norm * operand + of_weights * (1 + operand) + self._accumulated(product) * growth
+        error += arithmetic.storage_roundoff * (norm + error)
+        outputs = math.sqrt(product.size)
+        flushed = (2 * n + absolute * math.sqrt(n)) * outputs * arithmetic.smallest_normal * MARGIN
+        return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01)
+
+    def _accumulated(self, product: Product) -> float:
+        """The bound a of the module's text, for operands taken as they are."""
+        u, n = self.arithmetic.unit_roundoff, product.length
+        norm, absolute = product.norm_upper, product.absolute_norm_upper
+        elementwise = self.arithmetic.gamma(self.terms(n)) * absolute
+        block = n if self.block is None else min(n, self.block)
+        levels = tree_levels(n, block)
+        blocks = absolute if block == n else product.blocks_norm_upper(block)
+        if self.accumulation == "same-order":
+            # (sum_i (u A_i + c (P + u A_i))^2)^(1/2) by the triangle inequality
+            factor = (block - 1) * u / (1 - (block - 1) * u)
+            parts = math.sqrt(sum(levels) + 1)
+            inside = u * blocks + factor * (norm * parts + u * blocks)
+        else:
+            inside = self.arithmetic.gamma(block) * blocks
+        # D <= u (P per_level + nodes (inside + D)) for the sum D of the additions' local errors
+        per_level, nodes = sum(math.sqrt(level) for level in levels), sum(levels)
+        between = u * (norm * per_level + nodes * inside) / (1 - nodes * u)
+        return min(elementwise, (inside + between) * MARGIN)
+
+    @property
+    def entry_roundoff(self) -> float:
+        """Relative error of one operation on two numbers, result stored."""
+        return (self.arithmetic.unit_roundoff + self.arithmetic.storage_roundoff) * MARGIN
+
+    def flushed(self, size: int) -> float:
+        """What `size` sums of two numbers can lose when operands or results become 0."""
+        return 4 * self.arithmetic.smallest_normal * math.sqrt(size) + TINY
+
+    def butterfly(self, size: int) -> Step:
+        """Sums and differences of pairs that keep the norm: one rounding of each of `size`."""
+        return Step(1.0, self.entry_roundoff, self.flushed(size), 1.5)
+
+
+def tree_levels(n: int, block: int) -> list[int]:
+    """Additions on each level when blocks of at most `block` of n terms are joined pair by pair."""
+    levels, parts = [], -(-n // block)
+    while parts > 1:
+        levels.append(parts // 2)
+        parts -= parts // 2
+    return levels
 
 
 @dataclass(frozen=True)
 class AffineBound:
-    """A bound constant + slope * ||x||, for all inputs x of a network at once.
+    """A bound constant + slope * t of something that depends on a distance t.
 
     Attributes:
         constant: at least 0.
@@ -61,9 +297,9 @@ class AffineBound:
     constant: float
     slope: float
 
-    def __call__(self, norms: Array) -> Array:
-        """The bound for inputs of these norms, shape (batch,), rounded up."""
-        return (self.constant + self.slope * norms) * MARGIN
+    def __call__(self, distances: Array) -> Array:
+        """The bound at these distances, shape (batch,), rounded up."""
+        return (self.constant + self.slope * distances) * MARGIN
 
     def plus(self, other: "AffineBound") -> "AffineBound":
         """The sum, rounded up."""
@@ -73,43 +309,6 @@ class AffineBound:
     def times(self, factor: float) -> "AffineBound":
         """A multiple, rounded up."""
         return AffineBound(self.constant * factor * MARGIN, self.slope * factor * MARGIN)
-
-
-NOTHING = AffineBound(TINY, 0.0)
-"""What underflow can add to a step."""
-
-
-@dataclass(frozen=True)
-class Enclosure:
-    """What is known, for every input x, of one intermediate vector of an evaluation.
-
-    Attributes:
-        norm: bound of the norm of the exact vector.
-        error: bound of the distance of the computed vector.
-    """
-
-    norm: AffineBound
-    error: AffineBound
-
-    def after_step(self, step: Step) -> "Enclosure":
-        """After a linear step.
-
-        The step is computed at the computed vector: its own rounding is at most a times the norm
-        of that, and the error that came in grows by at most L.
-        """
-        error = self.error.times(step.norm_upper + step.rounding_upper)
-        error = error.plus(self.norm.times(step.rounding_upper))
-        return Enclosure(self.norm.times(step.norm_upper).plus(NOTHING), error.plus(NOTHING))
-
-    def after_bias(self, bias_norm_upper: float) -> "Enclosure":
-        """After adding a bias: one rounding of each entry of the sum."""
-        norm = self.norm.plus(AffineBound(bias_norm_upper, 0.0))
-        error = self.error.times(1 + UNIT_ROUNDOFF).plus(norm.times(UNIT_ROUNDOFF))
-        return Enclosure(norm, error.plus(NOTHING))
-
-
-EXACT_INPUT = Enclosure(AffineBound(0.0, 1.0), AffineBound(0.0, 0.0))
-"""The input of a network: its norm is ||x||, and it is exact."""
 
 
 def round_down(values: Array, relative: float = 1e-14) -> Array:

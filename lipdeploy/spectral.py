@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lipdeploy.bounds import UNIT_ROUNDOFF, gamma, norm_upper, norms_upper, up
+from lipdeploy.bounds import norm_upper, norms_upper, up
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import RealFourier
-from lipdeploy.operators import Array, Weights, absolute_norm_upper, check_shape, exact
-from lipdeploy.rounding import Step, compose
+from lipdeploy.operators import Array, Weights, check_shape, exact, stored
+from lipdeploy.rounding import MARGIN, Product, Rounding, Step, compose
 
 SQRT2_UPPER = up(2**0.5)
 
@@ -36,7 +36,7 @@ class SpectralConv:
         n, fourier = len(self.basis), self.fourier
         real, count = self.real_blocks.shape, len(fourier.complex_frequencies())
         complex_shape = (count, real[1], 2 * real[2]) if count else self.complex_blocks.shape
-        if self.basis.shape != (n, n) or real[0] != fourier.edge**2:
+        if self.basis.shape != (n, n) or real[0] != fourier.edge**2 or 0 in real:
             raise ShapeError(f"spectral: basis {self.basis.shape} and real blocks {real}")
         if len(self.complex_blocks) != count or self.complex_blocks.shape != complex_shape:
             raise ShapeError(
@@ -76,9 +76,9 @@ class SpectralConv:
         """With the blocks rounded to `dtype`; the small basis keeps at least float32."""
         return replace(
             self,
-            basis=self.basis.astype(np.promote_types(dtype, np.float32)),
-            real_blocks=self.real_blocks.astype(dtype),
-            complex_blocks=self.complex_blocks.astype(dtype),
+            basis=stored(self.basis, np.promote_types(dtype, np.float32)),
+            real_blocks=stored(self.real_blocks, dtype),
+            complex_blocks=stored(self.complex_blocks, dtype),
         )
 
     def scaled(self, factor: float) -> Self:
@@ -142,12 +142,17 @@ class SpectralConv:
         the size.
         """
         basis = norm_upper(self.basis)
-        largest = float(np.max(norms_upper(self.real_blocks)))
-        if len(self.complex_blocks):
-            scaled = norms_upper(self._real_embedding()) / self.fourier.block_scale()
-            largest = max(largest, float(np.max(scaled)))
+        largest = max(float(np.max(norms_upper(self.real_blocks))), self._block_norm_upper)
         squared = up(basis * basis)
         return up(up(squared * squared) * largest)
+
+    @cached_property
+    def _block_norm_upper(self) -> float:
+        """Largest norm of a complex block, free of the butterflies' factor; 0 without any."""
+        if not len(self.complex_blocks):
+            return 0.0
+        scaled = norms_upper(self._real_embedding()) / self.fourier.block_scale()
+        return float(np.max(scaled))
 
     def _real_embedding(self) -> Array:
         """Complex blocks as real matrices, shape (count, 2 c_in, 2 c_out)."""
@@ -157,17 +162,43 @@ class SpectralConv:
         embedding: Array = np.concatenate([upper, lower], axis=1)
         return embedding
 
+    def step(self, rounding: Rounding) -> Step:
+        """Seven steps: two transforms, butterfly, blocks, butterfly, two transforms.
+
+        Coefficients of which both frequencies are interior are measured in a norm that is smaller
+        by sqrt(2) between the first butterfly and the blocks, and larger by sqrt(2) between the
+        blocks and the second: so both butterflies keep the norm, and relative errors stay relative.
+        A complex block is one product with [R | I] for the real and one for the imaginary part,
+        each with error a ||part||, whose results are added or subtracted in pairs: an error of at
+        most a (||real|| + ||imaginary||) <= sqrt(2) a ||both||, and one rounding more.
+        """
+        n, c_in, c_out = self.grid, self.in_channels, self.out_channels
+        real, stacked = self._products
+        there = [rounding.product(Product(self.basis.T, n * n * c_in))] * 2
+        back = [rounding.product(Product(self.basis, n * n * c_out))] * 2
+        butterflies = [rounding.butterfly(n * n * c) for c in (c_in, c_out)]
+        blocks = rounding.product(real)
+        if stacked is not None:
+            parts, roundoff = rounding.product(stacked), rounding.entry_roundoff
+            error = SQRT2_UPPER * parts.rounding_upper * (1 + roundoff)
+            blocks = Step(
+                max(self._block_norm_upper, blocks.norm_upper),
+                max((error + self._block_norm_upper * roundoff) * MARGIN, blocks.rounding_upper),
+                2 * parts.underflow + blocks.underflow + rounding.flushed(n * n * c_out),
+                2 * max(parts.growth, blocks.growth),
+            )
+        steps = [*there, butterflies[0], blocks, butterflies[1], *back]
+        return replace(compose(steps), norm_upper=self.norm_upper)
+
     @cached_property
-    def step(self) -> Step:
-        """Seven steps: two transforms, butterfly, blocks, butterfly, two transforms."""
-        absolute = absolute_norm_upper(self.basis)
-        transform = Step(norm_upper(self.basis), gamma(self.grid) * absolute)
-        butterfly = Step(SQRT2_UPPER, SQRT2_UPPER * 1.001 * UNIT_ROUNDOFF)
-        stacked = absolute_norm_upper(self.complex_blocks) * SQRT2_UPPER
-        size = max(stacked, absolute_norm_upper(self.real_blocks))
-        blocks = Step(up(size), gamma(self.in_channels + 2) * size * 1.001)
-        steps = [transform, transform, butterfly, blocks, butterfly, transform, transform]
-        return Step(self.norm_upper, compose(steps).rounding_upper)
+    def _products(self) -> tuple[Product, Product | None]:
+        """Real blocks, and [R | I] of the complex ones, free of the butterflies' factor."""
+        size = self.grid**2 * self.out_channels
+        real = Product(self.real_blocks, len(self.real_blocks) * self.out_channels)
+        if not len(self.complex_blocks):
+            return real, None
+        factors = self.fourier.block_scale().astype(self.complex_blocks.dtype)
+        return real, Product(self.complex_blocks / factors[:, None, None], 2 * size)
 
 
 def _flatten(parts: list[Array]) -> Array:

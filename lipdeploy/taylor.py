@@ -8,11 +8,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lipdeploy.bounds import UNIT_ROUNDOFF, frobenius_upper, gamma, norm_upper, norms_upper, up
-from lipdeploy.errors import ShapeError
+from lipdeploy.bounds import (
+    absolute_norms_upper,
+    frobenius_upper,
+    gamma,
+    norm_upper,
+    norms_upper,
+    up,
+)
+from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
-from lipdeploy.operators import Array, Weights, check_shape, exact
-from lipdeploy.rounding import Step, exponential_remainder_upper
+from lipdeploy.operators import Array, Weights, check_shape, exact, stored
+from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper
 
 MAX_DEGREE = 200
 """Far beyond what any kernel of training needs; a file that claims more would run for ever."""
@@ -43,7 +50,8 @@ class TaylorConv:
         numbers = (self.grid, self.in_channels, self.out_channels, self.degree)
         if min(numbers) < 1:
             raise ShapeError(f"taylor: grid, channels and degree {numbers} must be positive")
-        if self.degree > MAX_DEGREE or not math.isfinite(self.scale):
+        is_normal = FLOAT32.smallest_normal <= abs(self.scale) <= FLOAT32.largest
+        if self.degree > MAX_DEGREE or not is_normal:
             raise ShapeError(f"taylor: degree {self.degree}, scale {self.scale}")
         k, c = math.isqrt(len(self.taps)), max(self.in_channels, self.out_channels)
         if self.taps.ndim != 3 or k % 2 == 0 or self.taps.shape != (k * k, c, c):
@@ -74,7 +82,7 @@ class TaylorConv:
 
     def stored_as(self, dtype: DTypeLike) -> Self:
         """With the taps rounded to `dtype`; rounding is odd, so they stay exactly skew."""
-        return replace(self, taps=self.taps.astype(dtype))
+        return replace(self, taps=stored(self.taps, dtype))
 
     def scaled(self, factor: float) -> Self:
         """With the result times a number."""
@@ -126,24 +134,36 @@ class TaylorConv:
         remainder = exponential_remainder_upper(self.skew_norm_upper, self.degree)
         return up(abs(self.scale) * up(1 + remainder))
 
-    @cached_property
-    def step(self) -> Step:
-        """Horner steps v <- x + A v / k, each with a product and three more roundings.
+    def step(self, rounding: Rounding) -> Step:
+        """Horner steps v <- x + A v / k: a product for each tap, sums, two more operations.
 
-        With N = sum over taps of ||tap||_F >= || |A| ||_2 and V_k, E_k bounds of ||v_k|| / ||x||
-        and of its error, V_(k-1) = 1 + N V_k / k and
-        E_(k-1) = N E_k / k + gamma(k*k*c + 4) (1 + N (V_k + E_k) / k).
+        All errors are relative to absolute values, so the order of sums does not matter. A term
+        meets at most the roundings of its product, one for each tap, and four more: of 1/k, of the
+        multiplication with it, of the sum with x, and one to spare. With N >= || |A| ||_2, the sum
+        over the taps of || |tap| ||, V_k and E_k bounds of ||v_k|| / ||x|| and of its error,
+        V_(k-1) = 1 + N V_k / k and E_(k-1) = N E_k / k + relative (1 + N (V_k + E_k) / k).
         """
-        absolute = float(np.sum(frobenius_upper(self.taps))) * (1 + 1e-12)
-        relative = gamma(len(self.taps) * self.channels + 4)
-        size, error = 1.0, 0.0
+        arithmetic, taps = rounding.arithmetic, len(self.taps)
+        if not arithmetic.holds(self.taps) and arithmetic.operand_roundoff == 0:
+            raise BoundError(f"a weight is no normal number in {arithmetic.name}")
+        absolute = float(np.sum(absolute_norms_upper(self.taps))) * MARGIN
+        summed = 1 + arithmetic.gamma(rounding.terms(self.channels) + taps + 4)
+        stored = (1 + arithmetic.storage_roundoff) ** (taps + 4)
+        relative = (summed * stored * (1 + arithmetic.operand_roundoff) ** 2 - 1) * (1 + 1e-9)
+        flushed = rounding.flushed(self.grid**2 * self.channels) * (taps * self.channels + 4)
+        size, error, underflow = 1.0, 0.0, 0.0
         for k in range(self.degree, 0, -1):
             grown = 1 + absolute * (size + error) / k
-            error = (absolute * error / k + relative * grown) * (1 + 1e-12)
-            size = (1 + absolute * size / k) * (1 + 1e-12)
+            error = (absolute * error / k + relative * grown) * MARGIN
+            underflow = ((absolute + relative) * underflow / k + flushed) * MARGIN
+            size = (1 + absolute * size / k) * MARGIN
         factor = abs(self.scale)
-        rounding = factor * (error + 2 * UNIT_ROUNDOFF * (size + error)) * (1 + 1e-12)
-        return Step(self.norm_upper, rounding)
+        twice = 2 * rounding.entry_roundoff * (1 + rounding.entry_roundoff)
+        error = factor * (error + twice * (size + error)) * MARGIN
+        underflow = (1 + factor) * 2 * (underflow + flushed)
+        return Step(
+            self.norm_upper, error, underflow, (1 + factor) * (1 + absolute) * (size + error)
+        )
 
 
 def _overlap(shift: int, n: int) -> slice:

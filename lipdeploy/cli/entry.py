@@ -8,11 +8,13 @@ import typer
 
 import lipdeploy
 from lipdeploy.cli import options
+from lipdeploy.cli.check_pair import check_pair
 from lipdeploy.cli.evaluate import evaluate
 from lipdeploy.cli.export import export
 from lipdeploy.cli.inspect import inspect
 from lipdeploy.cli.predict import predict
 from lipdeploy.cli.train import INTERRUPTED, train
+from lipdeploy.cli.verify import verify
 from lipdeploy.errors import LipdeployError
 from lipdeploy.report.console import Verbosity, print_error, print_line, set_verbosity
 
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, export, predict, evaluate, inspect):
+for command in (train, export, predict, evaluate, check_pair, inspect, verify):
     app.command()(command)
 
 

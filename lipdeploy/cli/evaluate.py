@@ -25,7 +25,8 @@ def evaluate(
     csv: options.ImageTable = None,
     curve: options.Curve = None,
     data: options.Data = Path("data"),
-    guarantee: options.Guarantee = "network",
+    guarantee: options.Guarantee = None,
+    tight: options.Tight = False,
     device: options.Device = "auto",
     runtime: options.Runtime = "onnxruntime",
     batch: options.ImagesPerBatch = 64,
@@ -55,9 +56,14 @@ def evaluate(
             _check_file(option, path, suffix)
     images = _test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
-    arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
-    result = Evaluation()
-    with Predictor(_engine(model), batch_size=batch, **arguments) as predictor:
+    arguments: dict[str, Any] = {
+        "guarantee": guarantee,
+        "tight": tight,
+        "device": device,
+        "runtime": runtime,
+    }
+    with Predictor(_engine(model), batch_size=batch, compare=True, **arguments) as predictor:
+        result = Evaluation(predictor.statements)
         print_detail(predictor.description)
         images = images.in_order_of(predictor.manifest.classes)
         start = time.perf_counter()
@@ -74,7 +80,7 @@ def evaluate(
         report.write_evaluation(summary)
     if curve is not None:
         title = f"{predictor.model} on {result.images} images of {images.name}"
-        plots.write_curve(result, counted, title, guarantee, curve)
+        plots.write_curve(result, counted, title, predictor.guarantee, curve)
     if written := [str(path) for path in (csv, curve) if path is not None]:
         print_note(f"wrote {', '.join(written)}")
     if result.unreadable:

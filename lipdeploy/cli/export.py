@@ -12,6 +12,7 @@ def export(
     output: options.Output = None,
     form: options.Form = "auto",
     weights: options.Weights = "float16",
+    accumulation: options.Accumulation = "blocked",
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -24,6 +25,7 @@ def export(
     from lipdeploy.report.export import export_summary
 
     chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
+    chosen["accumulation"] = accumulation
     export_options = ExportOptions(**chosen)
     with stages() as stage:
         exported = export_model(model, output or model.with_suffix(".onnx"), export_options, stage)

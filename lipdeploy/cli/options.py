@@ -155,6 +155,16 @@ Weights = Annotated[
     ),
 ]
 
+Accumulation = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("blocked", "same-order", "any-order"),
+        help="What the statement program may assume of the order of sums: blocked (nothing; the "
+        "graph keeps sums short), same-order (the same for all outputs; faster, tested on the "
+        "machine that predicts) or any-order (nothing; fastest, small radii).",
+    ),
+]
+
 # predict
 Images = Annotated[list[str], typer.Argument(help="Images, directories or glob patterns.")]
 Certify = Annotated[
@@ -169,9 +179,20 @@ EngineFile = Annotated[
     ),
 ]
 Guarantee = Annotated[
-    str,
+    str | None,
     typer.Option(
-        autocompletion=_one_of("network"), help="Statement to certify: network (see README)."
+        autocompletion=_one_of("program", "network", "no-certified-flip"),
+        help="Statement to certify: program (what the engine prints, rounding included), network "
+        "(the exact network) or no-certified-flip; by default program where the engine's "
+        "arithmetic has bounds. Implies certificates.",
+    ),
+]
+Tight = Annotated[
+    bool,
+    typer.Option(
+        "--tight",
+        help="Take longer to prove larger radii (mlp heads); implies certificates, whose time is "
+        "printed.",
     ),
 ]
 MinRadius = Annotated[

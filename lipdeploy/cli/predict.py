@@ -16,7 +16,8 @@ def predict(
     images: options.Images,
     certify: options.Certify = False,
     model: options.EngineFile = None,
-    guarantee: options.Guarantee = "network",
+    guarantee: options.Guarantee = None,
+    tight: options.Tight = False,
     min_radius: options.MinRadius = None,
     device: options.Device = "auto",
     runtime: options.Runtime = "onnxruntime",
@@ -39,7 +40,7 @@ def predict(
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; choose one")
-    certify = certify or min_radius is not None
+    certify = certify or tight or guarantee is not None or min_radius is not None
     limit = None if min_radius is None else _rounded_up(min_radius)
     sources = find_images(images)
     path, reason = find_model(model)
@@ -48,7 +49,12 @@ def predict(
 
     from lipdeploy.predictor import Predictor
 
-    arguments: dict[str, Any] = {"guarantee": guarantee, "device": device, "runtime": runtime}
+    arguments: dict[str, Any] = {
+        "guarantee": guarantee,
+        "tight": tight,
+        "device": device,
+        "runtime": runtime,
+    }
     with Predictor(path, certify=certify, batch_size=batch, **arguments) as predictor:
         print_detail(predictor.description)
         rows = prediction.PredictionRows(predictor, limit)

@@ -8,15 +8,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.decimals import float_lower, in_255ths, lower
+from lipdeploy.decimals import float_lower, in_255ths, lower, upper
 from lipdeploy.files import not_writable
 from lipdeploy.report.console import (
     plain_table,
     print_error,
+    print_line,
     print_note,
     print_table,
     progress_bars,
 )
+from lipdeploy.report.prediction import MEANINGS
 
 if TYPE_CHECKING:
     from lipdeploy.evaluation import Evaluation, Outcome
@@ -34,6 +36,10 @@ IMAGE_COLUMNS = (
     "radius_255",
     "radius_file",
     "integer_budget",
+    "guarantee",
+    "radius_255_network",
+    "radius_255_program",
+    "assumptions",
     "error",
 )
 
@@ -43,7 +49,10 @@ def image_row(outcome: "Outcome") -> dict[str, Any]:
     result = outcome.result
     row = {"path": result.path, "class": outcome.true_class, "correct": int(outcome.is_correct)}
     certificate = getattr(result, "certificate", None)
-    row |= {name: getattr(certificate, name, None) for name in IMAGE_COLUMNS[4:8]}
+    row |= {name: getattr(certificate, name, None) for name in IMAGE_COLUMNS[4:9]}
+    compared = getattr(certificate, "radii_255", {})
+    row["assumptions"] = "; ".join(getattr(certificate, "assumptions", ())) or None
+    row |= {f"radius_255_{name}": compared.get(name) for name in ("network", "program")}
     return row | {
         "predicted": getattr(result, "label", None),
         "error": getattr(result, "error", None),
@@ -140,27 +149,47 @@ def evaluation_summary(
                 "exactly": in_255ths(radius),
                 "images": evaluation.certified(radius),
                 "accuracy": evaluation.certified_accuracy(radius),
+                "images_by_statement": evaluation.compared(radius),
             }
             for radius in radii
         ],
         "average_certified_radius": evaluation.average_certified_radius,
         "mean_correct_radius": evaluation.mean_correct_radius,
+        "cost_255": {
+            name: {"mean": mean, "largest": largest}
+            for name, (mean, largest) in evaluation.costs().items()
+        },
         "guarantee": predictor.guarantee,
+        "rounding": predictor.rounding,
         "assumptions": list(predictor.assumptions),
         "space": "input",
+        "engine_seconds": predictor.engine_seconds,
+        "certify_seconds": predictor.certify_seconds,
         "seconds": seconds,
         "images_per_second": evaluation.images / seconds,
     }
 
 
+def _compared(summary: dict[str, Any]) -> list[str]:
+    """Columns of the statements beside the one that was asked for."""
+    names = summary["certified"][0]["images_by_statement"] if summary["certified"] else {}
+    return [f">{name}" for name in names if name != summary["guarantee"]]
+
+
+def _counts(count: int, total: int) -> tuple[str, str]:
+    return f"{count} of {total}", f"{lower(Fraction(100 * count, total), 2)} %"
+
+
 def write_evaluation(summary: dict[str, Any]) -> None:
     """The summary for people."""
-    table = plain_table("", ">images", ">share")
-    rows = [("clean accuracy", summary["correct"])]
-    rows += [(f"certified at {e['exactly']}", e["images"]) for e in summary["certified"]]
-    for name, count in rows:
-        share = Fraction(100 * count, summary["images"])
-        table.add_row(name, f"{count} of {summary['images']}", f"{lower(share, 2)} %")
+    table = plain_table("", f">images ({summary['guarantee']})", ">share", *_compared(summary))
+    total = summary["images"]
+    table.add_row("clean accuracy", *_counts(summary["correct"], total))
+    for entry in summary["certified"]:
+        counts = entry["images_by_statement"]
+        others = [str(counts[name[1:]]) for name in _compared(summary)]
+        name = f"certified at {entry['exactly']}"
+        table.add_row(name, *_counts(entry["images"], total), *others)
     average, of_correct = (
         lower(255 * Fraction(summary[name]), 1)
         for name in ("average_certified_radius", "mean_correct_radius")
@@ -168,11 +197,17 @@ def write_evaluation(summary: dict[str, Any]) -> None:
     table.add_row("average certified radius", "", f"{average}/255")
     table.add_row("mean radius of right answers", "", f"{of_correct}/255")
     print_table(table)
+    for name, cost in summary["cost_255"].items():
+        mean, largest = (upper(Fraction(cost[key]), 2) for key in ("mean", "largest"))
+        print_line(
+            f"{name} costs {mean}/255 of radius on average against network, at most {largest}"
+        )
     print_note(
         f"{summary['images']} images in {summary['seconds']:.1f} s "
         f"({summary['images_per_second']:.0f} a second), {summary['unreadable']} unreadable (count "
-        f"as wrong); engine {summary['engine']}",
-        f"guarantee {summary['guarantee']}: an image counts as certified at r where the answer is "
-        "right and no change of the network's input of l2 norm up to r changes it; the average "
-        f"radius counts wrong answers as 0; assumes {'; '.join(summary['assumptions'])}",
+        f"as wrong); engine {summary['engine']}, {summary['engine_seconds']:.2f} s; certificates "
+        f"of all statements {summary['certify_seconds']:.2f} s",
+        f"guarantee {summary['guarantee']}: {MEANINGS[summary['guarantee']]}; an image counts as "
+        "certified at r where the answer is right and the radius larger than r; the average radius "
+        f"counts wrong answers as 0; assumes {'; '.join(summary['assumptions'])}",
     )

@@ -31,6 +31,11 @@ def export_summary(exported: "Exported") -> None:
         f"{parity.logit_difference:.1e}, costs {parity.radius_cost:.1e}/255 of radius, "
         f"{parity.argmax_flips} argmax flips"
     )
+    print_hint(
+        f"  guarantee  {manifest.guarantee}, {manifest.arithmetic}, sums {manifest.accumulation}: "
+        f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
+        "on these inputs"
+    )
     for index, layer in enumerate(manifest.layers):
         norm = upper(layer.norm_upper, 9)
         print_detail(f"  layer {index:3d}  {layer.form:9s}  norm at most {norm}")

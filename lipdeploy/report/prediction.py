@@ -26,6 +26,16 @@ CERTIFICATE_KEYS = (
     "assumptions",
 )
 
+MEANINGS = {
+    "program": "the engine itself prints the same class for every input of the network nearer than "
+    "the radius (l2)",
+    "network": "the exact network, computed without rounding, has the same class at every input "
+    "nearer than the radius (l2)",
+    "no-certified-flip": "no input nearer than the radius (l2) gets another class together with a "
+    "positive radius",
+}
+"""What each guarantee says, for people."""
+
 
 class PredictionRows:
     """Predictions as plain values with the fixed keys of `predict --json` and `--csv`.
@@ -143,8 +153,9 @@ def prediction_note(predictor: "Predictor", rows: PredictionRows) -> list[str]:
     engine = f"{counts}; engine {predictor.runtime.description}"
     if not predictor.certify:
         return [engine]
-    return [
-        engine,
-        f"guarantee {predictor.guarantee}: no change of the network's input of l2 norm below the "
-        f"radius changes the class; assumes {'; '.join(predictor.assumptions)}",
-    ]
+    engine += f", {predictor.engine_seconds:.3f} s; certificates {predictor.certify_seconds:.3f} s"
+    if predictor.tight_is_exact:
+        engine += "; --tight changes nothing, the radii of this linear head are exact"
+    meaning = MEANINGS[predictor.guarantee]
+    assumed = "; ".join(predictor.assumptions)
+    return [engine, f"guarantee {predictor.guarantee}: {meaning}; assumes {assumed}"]

@@ -14,9 +14,11 @@ class Runtime(Protocol):
 
     Attributes:
         description: engine, version and device, for people and for the record.
+        arithmetic: how it computes; see `lipdeploy.rounding.ARITHMETICS`.
     """
 
     description: str
+    arithmetic: str
 
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features (batch, d), logits (batch, K)."""

@@ -9,6 +9,8 @@ from lipdeploy.runtimes import Array, Pixels
 class NumpyRuntime:
     """Runs a frozen network in float64."""
 
+    arithmetic = "float64"
+
     def __init__(self, network: FrozenNetwork) -> None:
         self.network = network
         self.description = f"numpy {np.__version__}, float64, cpu"

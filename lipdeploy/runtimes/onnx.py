@@ -1,8 +1,15 @@
-"""Running the bytes of an ONNX file with ONNX Runtime."""
+"""Running the bytes of an ONNX file with ONNX Runtime, exactly as they are.
 
+Its optimiser is off: it would fuse products with additions and fold constants into new ones. On a
+GPU TF32 is off.
+"""
+
+import tempfile
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
@@ -15,14 +22,18 @@ class OnnxRuntime:
     """An ONNX Runtime session on one device, never on another one than asked for.
 
     Args:
-        data: bytes of the ONNX file.
+        data: bytes of an ONNX model.
         device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
 
     Raises:
         EngineError: if ONNX Runtime is missing, or cannot run on the device.
     """
 
-    def __init__(self, data: bytes, device: Device = "auto") -> None:
+    arithmetic = "float32"
+
+    def __init__(
+        self, data: bytes, device: Device = "auto", *, _write_to: Path | None = None
+    ) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -31,7 +42,12 @@ class OnnxRuntime:
                 "'lipdeploy[gpu]' (CUDA)"
             ) from error
         self._library: Any = onnxruntime
+        self._write_to = _write_to
         self._session, used = self._open(data, device)
+        self._device: Device = "cuda" if used == "cuda" else "cpu"
+        self._run_options = onnxruntime.RunOptions()
+        # Without this the nodes of outputs that nobody asked for would run, too.
+        self._run_options.only_execute_path_to_fetches = True
         self.description = f"onnxruntime {onnxruntime.__version__}, float32, {used}"
 
     def _open(self, data: bytes, device: Device) -> tuple[Any, str]:
@@ -52,7 +68,9 @@ class OnnxRuntime:
     def _options(self) -> Any:  # noqa: ANN401
         options = self._library.SessionOptions()
         options.log_severity_level = 4
-        options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        if self._write_to is not None:
+            options.optimized_model_filepath = str(self._write_to)
+        options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_DISABLE_ALL
         return options
 
     def _cpu_session(self, data: bytes) -> Any:  # noqa: ANN401
@@ -84,10 +102,29 @@ class OnnxRuntime:
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits."""
         inputs = {"pixels": np.ascontiguousarray(pixels, dtype=np.float32)}
+        features, logits = self.outputs(["features", "logits"], inputs)
+        return features.astype(np.float64), logits.astype(np.float64)
+
+    def outputs(
+        self, names: list[str], inputs: dict[str, NDArray[np.float32]]
+    ) -> list[NDArray[np.float32]]:
+        """The values of some outputs of the model."""
         try:
-            features, logits = self._session.run(["features", "logits"], inputs)
+            values: list[NDArray[np.float32]] = self._session.run(names, inputs, self._run_options)
         # As above: no common base class.
         except Exception as error:
             reason = str(error).split("\n", maxsplit=1)[0]
             raise EngineError(f"the engine failed ({reason}); try a smaller --batch") from error
-        return features.astype(np.float64), logits.astype(np.float64)
+        return values
+
+    def same_device(self, data: bytes) -> "OnnxRuntime":
+        """Another model on the same device, with the same options."""
+        return OnnxRuntime(data, self._device)
+
+
+def executed_graph(data: bytes) -> bytes:
+    """The model that ONNX Runtime runs on the CPU when it is given these bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "executed.onnx"
+        OnnxRuntime(data, "cpu", _write_to=path)
+        return path.read_bytes()

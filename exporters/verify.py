@@ -1,0 +1,108 @@
+"""`lipdeploy verify`: what is in an engine file, against what it says of itself.
+
+Two verdicts. *Integrity*: the file is what `export` wrote; hashes find accidents, and whoever can
+write a file can write its hash, too. *Soundness*: whoever wrote it, its bounds are true of its
+weights, its graph computes what the bounds speak about, and this machine runs that graph in the
+arithmetic and order that they assume.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+
+from lipdeploy.artifact import Manifest, restore
+from lipdeploy.errors import EngineError, LipdeployError, ModelError
+from lipdeploy.exporters.onnx import build_model
+from lipdeploy.exporters.onnx_file import (
+    file_difference,
+    graph_difference,
+    open_onnx,
+    read_bytes,
+)
+from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
+from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.images import PREPROCESSING
+from lipdeploy.runtimes.onnx import OnnxRuntime, executed_graph
+from lipdeploy.verification import Check, check_bounds
+
+PROBE_BATCHES = (1, 64)
+
+
+def verify(path: Path) -> Iterator[Check]:
+    """Check an engine file, line by line; what cannot go on after a failed line is left out."""
+    try:
+        data = read_bytes(path)
+        model, text, weights = open_onnx(data)
+    except ModelError as error:
+        yield Check("integrity", "file", False, str(error))
+        return
+    sha256 = hashlib.sha256(data).hexdigest()
+    yield Check("integrity", "file", True, f"{len(data)} bytes, sha256 {sha256}")
+    try:
+        manifest = Manifest.from_json(text)
+        network = restore(manifest.network, dict(weights))
+    except LipdeployError as error:
+        yield Check("integrity", "manifest and network", False, str(error))
+        return
+    yield from _integrity(network, manifest)
+    yield from _soundness(model, network, manifest)
+
+
+def _integrity(network: FrozenNetwork, manifest: Manifest) -> Iterator[Check]:
+    is_same = manifest.digest(network.weights()) == manifest.sha256
+    detail = (
+        "weights, bounds and names are " + ("" if is_same else "not ") + "those it was made for"
+    )
+    yield Check("integrity", "hash", is_same, detail)
+    names, classes = len(manifest.classes), network.head.classes
+    yield Check(
+        "integrity", "classes", names == classes, f"{names} names for {classes} classes of the head"
+    )
+    expected = {"size": network.image_size, **PREPROCESSING}
+    is_same = manifest.preprocessing == expected
+    detail = "that of this lipdeploy" if is_same else "another one than this lipdeploy's"
+    yield Check("integrity", "preprocessing", is_same, detail)
+
+
+def _soundness(
+    model: onnx.ModelProto, network: FrozenNetwork, manifest: Manifest
+) -> Iterator[Check]:
+    layers = len(list(network.linear()))
+    if layers != len(manifest.layers):
+        detail = f"{len(manifest.layers)} bounds for {layers} linear layers"
+        yield Check("soundness", "bounds", False, detail)
+        return
+    yield from check_bounds(network, manifest)
+    try:
+        difference = file_difference(model, build_model(network, manifest))
+        prepared = build_model(network, manifest, prepared=True)
+    except (LipdeployError, ValueError, TypeError, OverflowError) as error:
+        yield Check("soundness", "graph", False, f"the network has no graph ({error})")
+        return
+    count = len(model.graph.node)
+    detail = difference or f"{count} nodes, emitted again from the weights, are the same"
+    yield Check("soundness", "graph", difference is None, detail)
+    yield from _execution(prepared, manifest)
+
+
+def _execution(prepared: onnx.ModelProto, manifest: Manifest) -> Iterator[Check]:
+    """What this machine's ONNX Runtime does with the graph."""
+    data = bytes(prepared.SerializeToString())
+    try:
+        runtime = OnnxRuntime(data, "cpu")
+        executed = onnx.load_model_from_string(executed_graph(data))
+        difference = graph_difference(executed, prepared)
+        detail = difference or f"{runtime.description} runs these nodes and weights, none other"
+        yield Check("soundness", "executed graph", difference is None, detail)
+        passed = all(keeps_precision(runtime, data, batch) for batch in PROBE_BATCHES)
+        detail = f"every product is {'' if passed else 'not '}as precise as {manifest.arithmetic}"
+        yield Check("soundness", "arithmetic", passed, detail)
+        if manifest.accumulation == "same-order":
+            passed = all(keeps_order(runtime, data, batch) for batch in PROBE_BATCHES)
+            found = "every product adds" if passed else "not every product adds"
+            detail = f"{found} in the same order for all outputs, batches of {PROBE_BATCHES}"
+            yield Check("soundness", "order of sums", passed, detail)
+    except EngineError as error:
+        yield Check("soundness", "execution", None, f"not checked: {error}")

@@ -1,0 +1,57 @@
+"""`lipdeploy check-pair`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from lipdeploy.cli import options
+from lipdeploy.locate import find_model
+from lipdeploy.report.console import print_detail, print_json, print_note
+
+NOT_COVERED = 3
+
+ImageFile = Annotated[str, typer.Argument(help="An image.")]
+
+
+def check_pair(
+    first: ImageFile,
+    second: ImageFile,
+    model: options.EngineFile = None,
+    guarantee: options.Guarantee = None,
+    tight: options.Tight = False,
+    device: options.Device = "auto",
+    runtime: options.Runtime = "onnxruntime",
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Say whether the certificate of the first image covers the second.
+
+    Distances are compared exactly. Exit status: 0 if it does, 3 if it does not, 1 if an image
+    cannot be read, or if the answers contradict the guarantee, which should never happen.
+
+    Example: lipdeploy check-pair original.png changed.png
+    """
+    path, reason = find_model(model)
+    if reason != "given":
+        print_note(f"model: {path} ({reason})")
+
+    from lipdeploy import pairs
+    from lipdeploy.predictor import Predictor
+    from lipdeploy.report.pairs import pair_summary, write_pair
+
+    arguments: dict[str, Any] = {"guarantee": guarantee, "tight": tight, "device": device}
+    arguments["runtime"] = runtime
+    with Predictor(path, **arguments) as predictor:
+        print_detail(predictor.description)
+        pair = pairs.check_pair(predictor, first, second)
+        summary = pair_summary(pair, predictor)
+    if as_json:
+        print_json(summary)
+    else:
+        write_pair(summary)
+    if pair.contradicts:
+        raise typer.Exit(1)
+    if not pair.is_covered and not pair.is_covered_in_file:
+        raise typer.Exit(NOT_COVERED)

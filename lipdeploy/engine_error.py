@@ -1,0 +1,160 @@
+"""How far an engine's features and logits can be from exact, for all inputs at once.
+
+The bounds are affine in the distance t = ||x - c|| of the input from a fixed image c of one colour.
+Any c is sound; the one that the network itself subtracts first makes them tight. With h_l the exact
+value after layer l and L_l the product of the norms up to there,
+
+    ||h_l(x)|| <= ||h_l(c)|| + L_l t,
+
+and ||h_l(c)|| is computed once, in float64, with its own error added. Layer by layer, with a, b the
+errors of `lipdeploy.rounding` for that layer, the distance of the computed from the exact value is
+
+    e_out <= (L + a) e_in + a ||h_in(x)|| + b,
+
+and the bias adds one rounding of each entry: u (||h_out(x)|| + e_out). Activations, slices and
+rearrangements are exact, keep distances or make them smaller, and do not raise norms.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipdeploy.bounds import frobenius_upper, row_norms_upper, up
+from lipdeploy.errors import BoundError
+from lipdeploy.frozen import Colour, FrozenNetwork, Linear
+from lipdeploy.rounding import FLOAT64, MARGIN, AffineBound, Rounding
+
+Array = NDArray[np.float64]
+
+LARGEST_PIXEL = 255
+
+
+@dataclass(frozen=True)
+class EngineErrors:
+    """Bounds for one arithmetic and accumulation, as functions of ||x - c||.
+
+    Attributes:
+        features: of the l2 distance between the engine's features and the exact ones.
+        logits: of the error of a difference of two logits, given the engine's own features.
+        slopes: see `lipdeploy.heads.Head.slope_error`.
+    """
+
+    features: AffineBound
+    logits: AffineBound
+    slopes: AffineBound
+
+    def times(self, factor: float) -> "EngineErrors":
+        """All of them larger by a factor."""
+        bounds = (self.features, self.logits, self.slopes)
+        return EngineErrors(*(bound.times(factor) for bound in bounds))
+
+
+def reach(network: FrozenNetwork) -> float:
+    """Distance from c up to which inputs are covered: over four times that of any two images.
+
+    Within it no number of the engine overflows, which is proven; beyond it nothing is certified.
+    """
+    return float(4 * LARGEST_PIXEL * 2 * network.image_size)
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorAnalysis:
+    """The error bounds of one network around its centre c.
+
+    Attributes:
+        network: its stored weights define what is exact.
+    """
+
+    network: FrozenNetwork
+
+    @cached_property
+    def norms_at_centre(self) -> tuple[tuple[float, float], ...]:
+        """Upper bounds of the exact norm at c before each linear layer, and behind its bias."""
+        return tuple(self._trace())
+
+    @cached_property
+    def feature_norm(self) -> AffineBound:
+        """Bound of the norm of the exact features."""
+        return AffineBound(self._feature_norm_at_centre, self.network.lipschitz_upper)
+
+    @cached_property
+    def _feature_norm_at_centre(self) -> float:
+        # The last operations keep norms or make them smaller.
+        image = float(frobenius_upper(self._image().reshape(1, -1)))
+        return self.norms_at_centre[-1][1] if self.norms_at_centre else image
+
+    def _image(self) -> Array:
+        n = self.network.image_size
+        colour = np.array(self.network.centre, dtype=np.float64)
+        return np.ascontiguousarray(np.broadcast_to(colour, (n, n, 1, 3)))
+
+    def _trace(self) -> Iterator[tuple[float, float]]:
+        x, error = self._image(), 0.0
+        rounding = Rounding(FLOAT64)
+        for operation in self.network.operations:
+            if not isinstance(operation, Linear):
+                x = operation(x)
+                continue
+            before = _norm_upper(x, error)
+            step = operation.operator.step(rounding)
+            x = operation(x)
+            error = (step.norm_upper + step.rounding_upper) * error
+            error += step.rounding_upper * before + step.underflow
+            error += 2 * FLOAT64.unit_roundoff * (_norm_upper(x, error)) + rounding.flushed(x.size)
+            error *= MARGIN
+            yield before, _norm_upper(x, error)
+
+    def errors(self, rounding: Rounding) -> EngineErrors:
+        """The bounds in an arithmetic and accumulation.
+
+        Raises:
+            BoundError: if a number can overflow, or a weight does not exist in the arithmetic.
+        """
+        arithmetic = rounding.arithmetic
+        reached = np.array([2 * reach(self.network)])
+        # What comes in may be stored in fewer bits; subtracting the colour is exact for whole
+        # numbers and else one rounding of the difference.
+        largest_input = AffineBound(float(LARGEST_PIXEL * 2 * self.network.image_size), 1.0)
+        error = largest_input.times(arithmetic.storage_roundoff)
+        error = error.plus(AffineBound(0.0, 1.0).times(rounding.entry_roundoff))
+        lipschitz = 1.0
+        for layer, (norm_before, norm_after) in zip(
+            self.network.linear(), self.norms_at_centre, strict=True
+        ):
+            step = layer.operator.step(rounding)
+            before = AffineBound(norm_before, lipschitz)
+            lipschitz = up(lipschitz * step.norm_upper)
+            after = AffineBound(norm_after, lipschitz)
+            size = layer.operator.grid**2 * layer.operator.out_channels
+            partial = before.plus(error).times(step.growth)
+            error = error.times(step.norm_upper + step.rounding_upper)
+            error = error.plus(before.times(step.rounding_upper))
+            flushed = step.underflow + rounding.flushed(size)
+            error = error.plus(AffineBound(flushed, 0.0))
+            largest = partial.plus(after).plus(error).times(2.0)
+            if not np.all(largest(reached) < arithmetic.largest):
+                raise BoundError(f"numbers of this network can overflow in {arithmetic.name}")
+            error = error.plus(after.plus(error).times(rounding.entry_roundoff))
+        norm = self.feature_norm.plus(error)
+        logits = self.network.head.logit_error(rounding, norm, float(reached[0]))
+        slopes = self.network.head.slope_error(rounding, norm)
+        numbers = [n for b in (error, logits, slopes) for n in (b.constant, b.slope)]
+        if not np.all(np.isfinite(numbers)):
+            raise BoundError(f"the error bounds overflow in {arithmetic.name}")
+        return EngineErrors(error, logits, slopes)
+
+
+def distances_upper(pixels: Array, centre: Colour) -> Array:
+    """Upper bounds of ||x - c||, shape (batch, 3, n, n) -> (batch,)."""
+    colour = np.array(centre, dtype=np.float64)[:, None, None]
+    rows = (pixels - colour).reshape(len(pixels), math.prod(pixels.shape[1:]))
+    distances: Array = row_norms_upper(rows)
+    return distances * (1 + 2.0**-52)
+
+
+def _norm_upper(x: Array, error: float) -> float:
+    return (float(frobenius_upper(x.reshape(1, -1))) + error) * MARGIN
