@@ -1,8 +1,8 @@
 # make demo: install and certify the bundled images with the bundled model.
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
-# By hand, because they take long: crash-test, fuzz, evaluate, timing, install-check, cifar10,
-# bundled-model.
+# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
+# certify-timing, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs crash-test fuzz evaluate timing install-check cifar10 bundled-model clean
+.PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
+  certify-timing install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -31,6 +32,14 @@ docs: $(VENV)/.test
 	$(BIN)/python docs/make_commands.py > docs/commands.md
 	$(BIN)/python benchmarks/terminal_picture.py
 
+# Attacks on certificates, checks of every bound, faults that the checks must find; the last line is
+# one JSON object.
+soundness: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m soundness
+
+soundness-quick: $(VENV)/.test
+	PYTHONPATH=tests $(BIN)/python -m soundness --quick
+
 # 50 kills of a training run; about five minutes.
 KILLS ?= 50
 crash-test: $(VENV)/.test
@@ -48,6 +57,10 @@ evaluate: $(VENV)/.demo
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy
+
+# What certificates cost beside inference: MODEL and images as for evaluate.
+certify-timing: $(VENV)/.demo
+	$(BIN)/python benchmarks/certify_times.py $(MODEL) $(DATA)
 
 # The README's ways of installing, each in an environment of its own.
 install-check:

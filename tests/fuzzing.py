@@ -108,7 +108,7 @@ changes = st.lists(
 )
 
 
-def changed(value: Any, edits: list[Change]) -> Any:  # noqa: ANN401
+def changed(value: Any, edits: list[Change]) -> Any:
     """Nested dicts and lists after some edits; the input stays as it is."""
     value = json.loads(json.dumps(value))
     for choice, kind, new in edits:
@@ -129,7 +129,7 @@ def changed(value: Any, edits: list[Change]) -> Any:  # noqa: ANN401
     return value
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     entries: Any = ()
     if isinstance(value, dict):
         entries = list(value.items())

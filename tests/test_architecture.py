@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 TRUSTED = (
-    "frozen operators spectral taylor heads bounds rounding certificate artifact fourier errors "
-    "choices"
+    "frozen operators spectral taylor heads mlp_head bounds rounding engine_error certificate "
+    "artifact verification fourier errors choices"
 )
 TRUSTED_MODULES = {f"lipdeploy.{name}" for name in TRUSTED.split()}
 FOLDERS = {"lipdeploy": "lipdeploy", "training": "lipdeploy.training"}
@@ -79,10 +79,13 @@ def test_engines_stay_in_their_own_files(source: Path) -> None:
         "lipdeploy.exporters.onnx",
         "lipdeploy.exporters.onnx_file",
         "lipdeploy.exporters.onnx_graph",
+        "lipdeploy.exporters.onnx_probe",
+        "lipdeploy.exporters.verify",
         "lipdeploy.runtimes.onnx",
     }
     users = {name for name, path in modules(source).items() if engines & tops(path)}
     assert users == homes
+    assert engines & tops(modules(source)["lipdeploy.runtimes.onnx"]) == {"onnxruntime"}
 
 
 def test_training_knows_no_exporter_and_no_runtime(source: Path) -> None:

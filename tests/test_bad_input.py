@@ -407,6 +407,25 @@ def test_model_files_that_are_refused(
     assert not (tmp_path / "this-must-never-exist").exists()
 
 
+ENGINES = [row[:2] for row in MODEL_FILES if row[0].endswith(".onnx")]
+
+
+@pytest.mark.parametrize(("name", "make"), ENGINES, ids=[row[0] for row in ENGINES])
+def test_engines_that_are_refused_fail_verification(
+    run_cli: Cli,
+    workshop: Path,
+    tmp_path: Path,
+    name: str,
+    make: Callable[[Path], bytes | None],
+) -> None:
+    data, path = make(workshop), tmp_path / name
+    if data is not None:
+        path.write_bytes(data)
+    status, output, errors = run_cli("verify", path)
+    assert (status, errors) == (1, "")
+    assert "FAILED" in output.splitlines()[-2] + output.splitlines()[-1]
+
+
 # Datasets, output folders, options
 
 

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,39 +7,93 @@ from helpers import make_network, random_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lipdeploy.artifact import REFERENCE
 from lipdeploy.certificate import (
+    Answers,
+    Certifier,
     feature_errors_upper,
     file_radius,
     integer_budget,
-    network_radii,
-    pixel_norms_upper,
     scale_radius,
 )
+from lipdeploy.engine_error import EngineErrors, ErrorAnalysis, distances_upper, reach
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.rounding import AffineBound, round_down
 
 RADII = st.floats(0, 1e6, allow_subnormal=True)
 FACTORS = st.floats(1e-6, 1e6)
 
 
+BLACK = Answers(np.zeros((1, 3, 8, 8)), np.zeros((1, 1)), np.zeros(1, dtype=np.int64))
+
+
+def certifier(rho: float, error: float, lipschitz: float) -> Certifier:
+    """Of a head that proves `rho` and a float64 reference that is off by at most `error`."""
+    network = SimpleNamespace(
+        centre=(0, 0, 0),
+        image_size=8,
+        features=lambda pixels: np.zeros((1, 1)),
+        head=SimpleNamespace(radii_lower=lambda *given, **more: np.array([rho])),
+    )
+    errors = EngineErrors(*[AffineBound(error, 0.0)] * 3)
+    return Certifier(network, SimpleNamespace(lipschitz_upper=lipschitz, reference_errors=errors))
+
+
+def network_radius(rho: float, error: float, lipschitz: float) -> float:
+    return float(certifier(rho, error, lipschitz).network_radii(BLACK)[0])
+
+
+def program_radius(rho: float, error: float, slope: float, lipschitz: float) -> float:
+    none = AffineBound(0.0, 0.0)
+    errors = EngineErrors(AffineBound(error, slope), none, none)
+    return float(certifier(rho, 0.0, lipschitz).program_radii(BLACK, errors)[0])
+
+
+def assert_close_below(radius: float, rho: float, error: float, lipschitz: Fraction) -> None:
+    """Not above (rho - error) / lipschitz, and a relative 1e-11 of both below it at most.
+
+    An error that is 0 is known up to 1e-139 only, the slack for underflow of a computed norm.
+    """
+    exact = (Fraction(rho) - Fraction(error)) / lipschitz
+    assert 0 <= radius <= max(exact, 0)
+    slack = Fraction(rho + error) / 10**11 + Fraction(1e-139)
+    assert Fraction(radius) + Fraction(1e-320) >= exact - slack / lipschitz
+
+
 @given(RADII, RADII, FACTORS)
 def test_radii_are_rounded_down(rho: float, error: float, lipschitz: float) -> None:
-    radius = float(network_radii(np.array([rho]), np.array([error]), lipschitz)[0])
-    exact = (Fraction(rho) - Fraction(error)) / Fraction(lipschitz)
-    assert 0 <= radius <= max(exact, 0)
-    assert radius + 1e-320 >= exact * (1 - Fraction(1, 10**13)) - Fraction(rho) / Fraction(10**15)
+    radius = network_radius(rho, error, lipschitz)
+    assert_close_below(radius, rho, error, Fraction(lipschitz))
+
+
+@given(RADII, RADII, st.floats(0, 10), FACTORS)
+def test_radii_of_the_program_are_rounded_down(
+    rho: float, error: float, slope: float, lipschitz: float
+) -> None:
+    """At distance 0 from the colour, where the error is its constant."""
+    radius, limit = (
+        program_radius(rho, error, slope, lipschitz),
+        reach(SimpleNamespace(image_size=8)),
+    )
+    if radius == limit:
+        assert rho - 2 * error > 0.999 * limit * (lipschitz + slope)
+    else:
+        assert_close_below(radius, rho, 2 * error, Fraction(lipschitz) + Fraction(slope))
 
 
 def test_denormal_radii_are_rounded_down() -> None:
     for smallest in (5e-324, 1e-323, 1.5e-323):
-        radius = network_radii(np.array([smallest]), np.array([0.0]), 1.5)[0]
+        radius = round_down(np.array([smallest]) / 1.5)[0]
         assert Fraction(float(radius)) <= Fraction(smallest) / Fraction(1.5)
+        assert network_radius(smallest, 0.0, 1.5) <= Fraction(smallest) / Fraction(1.5)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_certifies_nothing(bad: float) -> None:
-    assert network_radii(np.array([bad]), np.array([0.0]), 1.0)[0] == 0
-    assert network_radii(np.array([1.0]), np.array([bad]), 1.0)[0] == 0
+    assert network_radius(bad, 0.0, 1.0) == program_radius(bad, 0.0, 0.0, 1.0) == 0
+    assert network_radius(1.0, bad, 1.0) == program_radius(1.0, bad, 0.0, 1.0) == 0
+    assert network_radius(1.0, 0.0, 1.0) > program_radius(1.0, 0.1, 0.0, 1.0) > 0
 
 
 @given(RADII, FACTORS)
@@ -48,7 +103,7 @@ def test_scaled_radii_are_rounded_down(radius: float, factor: float) -> None:
 
 @given(RADII, st.floats(0, 10), FACTORS)
 def test_file_radii_are_rounded_down(radius: float, error: float, norm: float) -> None:
-    exact = (Fraction(radius) - Fraction(error)) / Fraction(norm)
+    exact = (Fraction(radius) - 2 * Fraction(error)) / Fraction(norm)
     assert 0 <= Fraction(file_radius(radius, error, norm)) <= max(exact, 0)
 
 
@@ -77,7 +132,8 @@ def test_the_reference_error_contains_the_error_of_float64(
     """Against the same network in 64-bit mantissas."""
     network = freeze(make_network(seed, padding="zero" if zero else "circular")).stored_as(dtype)
     pixels = random_pixels(4, 8, seed)
-    bound = network.reference_error(pixel_norms_upper(pixels))
+    distances = distances_upper(pixels, network.centre)
+    bound = ErrorAnalysis(network).errors(REFERENCE).features(distances)
     wide = in_long_double(network, pixels)
     error = np.linalg.norm((network.features(pixels) - wide).astype(float), axis=1)
     assert np.all(error <= bound)

@@ -61,12 +61,16 @@ def test_the_summary_is_what_predict_says_counted_by_hand(
         count = sum(Fraction(row["radius"]) > Fraction(radius, 255) for row in right)
         assert entry["exactly"] == f"{radius}/255"
         assert radius - 1e-9 < entry["radius_255"] <= radius
+        by_statement = entry["images_by_statement"]
+        assert entry["images"] == by_statement["program"] <= by_statement["network"]
         assert (entry["images"], entry["accuracy"]) == (count, count / 20)
     assert summary["certified"][0]["images"] > summary["certified"][2]["images"] > 0
     total = sum(row["radius"] for row in right)
     assert summary["average_certified_radius"] == pytest.approx(total / 20)
     assert summary["mean_correct_radius"] == pytest.approx(total / len(right))
-    assert summary["guarantee"] == "network"
+    assert summary["guarantee"] == "program"
+    assert summary["rounding"] == "float32 blocked"
+    assert 0 < summary["cost_255"]["program"]["mean"] <= summary["cost_255"]["program"]["largest"]
     assert summary["images_per_second"] > 0
 
 
@@ -102,7 +106,7 @@ def test_the_table_shows_shares_and_what_they_mean(evaluate: Cli) -> None:
     ]
     assert "average certified radius" in output
     assert "20 images in" in errors
-    assert "guarantee network" in errors
+    assert "guarantee program" in errors
     assert "\x1b" not in output + errors
 
 
@@ -114,6 +118,9 @@ def test_the_table_of_images_has_a_line_each(evaluate: Cli, tmp_path: Path) -> N
         assert Path(row["path"]).parent.name == row["class"]
         assert row["correct"] == str(int(row["class"] == row["predicted"]))
         assert float(row["radius_255"]) >= 0
+        assert row["guarantee"] == "program"
+        assert row["radius_255"] == row["radius_255_program"]
+        assert float(row["radius_255_program"]) <= float(row["radius_255_network"])
     assert {row["correct"] for row in rows} == {"0", "1"}
 
 

@@ -11,7 +11,7 @@ from lipdeploy.artifact import describe, digest, restore
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.plan import LayerShape, choose_form
-from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.frozen import FrozenNetwork, Shift
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 
@@ -107,6 +107,22 @@ def test_a_network_that_does_not_fit_together_is_refused(frozen_network: FrozenN
     weights["head.bias"] = np.array([np.nan, 0, 0], dtype=np.float32)
     with pytest.raises(ModelError, match="NaN"):
         restore(structure, weights)
+
+
+def test_a_frozen_network_first_takes_off_the_rounded_mean(bundled: LipConvNet) -> None:
+    for network in (make_network(), bundled):
+        first = freeze(network).operations[0]
+        assert isinstance(first, Shift)
+        assert first.colour == tuple(network.mean.round().int().tolist())
+
+
+def test_a_shift_comes_first_and_is_a_colour(frozen_network: FrozenNetwork) -> None:
+    shift, *others = frozen_network.operations
+    with pytest.raises(ShapeError, match="must come first"):
+        FrozenNetwork(8, (*others[:1], shift, *others[1:]), frozen_network.head)
+    for colour in ((1, 2), (1, 2, 256), (1, -2, 3), (1, 2, 3.0), (1, 2, True)):
+        with pytest.raises(ShapeError, match="no colour"):
+            Shift(colour)
 
 
 def test_freezing_needs_evaluation_mode() -> None:

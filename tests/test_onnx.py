@@ -54,25 +54,25 @@ def test_the_engine_computes_the_frozen_network(
     path = tmp_path / "engine.onnx"
     path.write_bytes(onnx_bytes(stored, manifest_of(stored)))
     engine = read_onnx(path)
-    again, manifest, data = engine.network, engine.manifest, engine.data
+    again, manifest = engine.network, engine.manifest
     assert manifest == manifest_of(stored)
     for name, weights in stored.weights().items():
         assert np.array_equal(again.weights()[name], weights), name
         assert again.weights()[name].dtype == weights.dtype
-    runtime = OnnxRuntime(data, "cpu")
-    for count in (1, 3):
-        pixels = random_pixels(count, size)
-        features, logits = runtime.run(pixels.astype(np.float32))
-        expected = stored.features(pixels)
-        np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(logits, stored.head.logits(expected), rtol=1e-4, atol=1e-4)
+    for runtime in (OnnxRuntime(engine.prepared, "cpu"), OnnxRuntime(engine.data, "cpu")):
+        for count in (1, 3):
+            pixels = random_pixels(count, size)
+            features, logits = runtime.run(pixels.astype(np.float32))
+            expected = stored.features(pixels)
+            np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(logits, stored.head.logits(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_the_file_is_plain_onnx_with_the_promised_names(engine: Path) -> None:
     session = onnxruntime.InferenceSession(engine, providers=["CPUExecutionProvider"])
     (given,), outputs = session.get_inputs(), session.get_outputs()
     assert (given.name, given.shape) == ("pixels", ["batch", 3, 8, 8])
-    assert [output.name for output in outputs] == ["features", "logits"]
+    assert [output.name for output in outputs] == ["features", "logits", "radius"]
     model = onnx.load(engine)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     assert not any(node.domain for node in model.graph.node)
@@ -134,14 +134,32 @@ def changed_manifest(path: Path, **changes: object) -> None:
     onnx.save(model, path)
 
 
+def error_bounds(value: float, *names: str) -> dict[str, object]:
+    """The same number everywhere, under each of the names that an engine needs or those given."""
+    bound = {"constant": value, "slope": value}
+    entry = {"features": bound, "logits": bound, "slopes": bound}
+    return dict.fromkeys(names or ("float64 any-order", "float32 blocked"), entry)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"format_version": 1}, "export the model again"),
         ({"format_version": 99}, "export the model again"),
         ({"classes": ["a", "b"]}, "do not belong together"),
         ({"lipschitz_upper": float("nan")}, "damaged"),
         ({"lipschitz_upper": -1.0}, "damaged"),
         ({"reference_error": {"constant": 0, "slope": 0}}, "damaged"),
+        ({"errors": error_bounds(0)}, "do not belong together"),
+        ({"errors": error_bounds(-1e-9)}, "damaged"),
+        ({"errors": error_bounds(float("nan"))}, "damaged"),
+        ({"errors": error_bounds(1, "float64 any-order")}, "damaged"),
+        ({"errors": error_bounds(1, "float32 blocked")}, "damaged"),
+        ({"errors": {}}, "damaged"),
+        ({"arithmetic": "float64"}, "damaged"),
+        ({"accumulation": "any-order"}, "damaged"),
+        ({"accumulation": "sorted"}, "damaged"),
+        ({"guarantee": "everything"}, "damaged"),
         ({"network": {"image_size": 8}}, "do not belong together"),
         ({"sha256": "0"}, "do not belong together"),
         ({"lipschitz_upper": 1e-6}, "do not belong together"),

@@ -61,7 +61,7 @@ def test_a_directory_gives_one_json_line_a_picture(predict: Cli, samples: Path) 
     for row in rows:
         assert set(row) == KEYS
         assert row["space"] == "input"
-        assert row["guarantee"] == "network"
+        assert row["guarantee"] == "program"
         assert len(row["logits"]) == 10
         assert int(np.argmax(row["logits"])) == row["class_index"]
         assert row["radius_255"] == pytest.approx(255 * row["radius"], rel=1e-12)
@@ -94,11 +94,25 @@ def test_lines_in_a_pipe_are_not_wrapped(predict: Cli, samples: Path, tmp_path: 
 
 
 def test_both_runtimes_certify_nearly_the_same(predict: Cli, samples: Path) -> None:
+    arguments = (samples, "--certify", "--json", "--guarantee", "network")
     radii = [
-        [row["radius_255"] for row in json_rows(predict(samples, "--certify", "--json", *more)[1])]
+        [row["radius_255"] for row in json_rows(predict(*arguments, *more)[1])]
         for more in ([], ["--runtime", "numpy"])
     ]
     np.testing.assert_allclose(*radii, atol=0.01)
+
+
+def test_the_program_certifies_less_the_coarser_its_arithmetic(predict: Cli, samples: Path) -> None:
+    arguments = (samples, "--certify", "--json")
+    network, float64, float32 = (
+        np.array([row["radius_255"] for row in json_rows(predict(*arguments, *more)[1])])
+        for more in (["--guarantee", "network"], ["--runtime", "numpy"], [])
+    )
+    is_certified = float32 > 0
+    assert is_certified.sum() >= 15
+    np.testing.assert_allclose(float64, network, atol=0.01)
+    assert np.all(float32[is_certified] < float64[is_certified])
+    np.testing.assert_allclose(float32, float64, atol=1.5)
 
 
 def test_batches_do_not_matter(predict: Cli, samples: Path) -> None:
@@ -154,7 +168,7 @@ def test_the_table_shows_radii_and_what_they_mean(predict: Cli, samples: Path) -
     status, output, errors = predict(samples, "--certify")
     assert status == 0
     assert output.count("/255") == 40
-    assert "guarantee network" in errors
+    assert "guarantee program" in errors
 
 
 @pytest.mark.parametrize(
@@ -164,7 +178,7 @@ def test_the_table_shows_radii_and_what_they_mean(predict: Cli, samples: Path) -
         (["--certify", "--min-radius", "much"], "as 36/255"),
         (["--certify", "--min-radius", "-1"], "negative"),
         (["--certify", "--min-radius", "1e400"], "as 36/255"),
-        (["--guarantee", "program"], "expected network"),
+        (["--guarantee", "nothing"], "expected one of program, network, no-certified-flip"),
         (["--device", "tpu"], "expected one of auto, cpu, cuda"),
         (["--runtime", "onx"], "expected one of"),
         (["--batch", "0"], "at least 1"),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 
-from lipdeploy import certificate
 from lipdeploy.artifact import make_manifest
+from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.exporters import freeze as freezing
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import build_model
@@ -25,7 +25,8 @@ def certify(network: FrozenNetwork, pixels: np.ndarray) -> tuple[np.ndarray, np.
     runtime = OnnxRuntime(build_model(network, manifest).SerializeToString(), "cpu")
     features, logits = runtime.run(pixels.astype(np.float32))
     labels = logits.argmax(axis=1)
-    return labels, certificate.certify(network, manifest, pixels, features, labels)
+    answers = Answers(pixels, features, labels)
+    return labels, Certifier(network, manifest).network_radii(answers)
 
 
 def attack(
@@ -117,7 +118,7 @@ def test_an_engine_that_computes_something_else_loses_its_radius() -> None:
     manifest = make_manifest(network, ("a", "b", "c"), {}, {}, {})
 
     def radii(engine: np.ndarray) -> np.ndarray:
-        return certificate.certify(network, manifest, pixels, engine, labels)
+        return Certifier(network, manifest).network_radii(Answers(pixels, engine, labels))
 
     honest = radii(features)
     # A direction that makes every margin larger than it is.
