@@ -13,8 +13,8 @@ go to standard output, everything else to standard error; `NO_COLOR` is respecte
 `lipdeploy --version` shows the versions that matter in a bug report;
 `lipdeploy --install-completion` teaches your shell the commands, their options and values.
 
-Exit status: 0 fine, 1 something failed, 2 wrong usage, 3 an image is below `--min-radius`, 130
-stopped by Ctrl-C."""
+Exit status: 0 fine, 1 something failed, 2 wrong usage, 3 an image is below `--min-radius` or, of
+`check-pair`, not covered, 130 stopped by Ctrl-C."""
 
 EVERYWHERE = {"quiet", "verbose", "debug"}
 
