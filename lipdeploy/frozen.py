@@ -17,6 +17,7 @@ from lipdeploy.bounds import up
 from lipdeploy.errors import ModelError, ShapeError
 from lipdeploy.heads import Head
 from lipdeploy.operators import LinearOperator
+from lipdeploy.rounding import stored
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
@@ -230,7 +231,7 @@ class FrozenNetwork:
         """With operators rounded to `dtype`, biases and head to at least float32."""
         small = np.promote_types(dtype, np.float32)
         operations = tuple(
-            Linear(op.operator.stored_as(dtype), op.bias.astype(small))
+            Linear(op.operator.stored_as(dtype), stored(op.bias, small))
             if isinstance(op, Linear)
             else op
             for op in self.operations

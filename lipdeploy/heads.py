@@ -13,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, gamma, row_norms_upper
 from lipdeploy.errors import BoundError, ShapeError
-from lipdeploy.rounding import MARGIN, AffineBound, Arithmetic, Rounding, round_down
+from lipdeploy.rounding import MARGIN, AffineBound, Arithmetic, Rounding, round_down, stored
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -143,7 +143,7 @@ class LinearHead:
 
     def stored_as(self, dtype: DTypeLike) -> Self:
         """With W and b rounded to `dtype`."""
-        return replace(self, weight=self.weight.astype(dtype), bias=self.bias.astype(dtype))
+        return replace(self, weight=stored(self.weight, dtype), bias=stored(self.bias, dtype))
 
     def logits(self, features: Array) -> Array:
         """Map features (batch, d) to logits (batch, classes)."""

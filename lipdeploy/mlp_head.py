@@ -29,7 +29,7 @@ from lipdeploy.heads import (
     dot_products_error,
     row_distances_upper,
 )
-from lipdeploy.rounding import CLAIM, AffineBound, Product, Rounding, round_down
+from lipdeploy.rounding import CLAIM, AffineBound, Product, Rounding, round_down, stored
 
 Indices = NDArray[np.int64]
 
@@ -114,7 +114,7 @@ class MlpHead:
     def stored_as(self, dtype: DTypeLike) -> Self:
         """With all weights rounded to `dtype`, the constants proven from the rounded ones."""
         arrays = (self.hidden_weight, self.hidden_bias, self.weight, self.bias)
-        return self.proven(*(array.astype(dtype) for array in arrays))
+        return self.proven(*(stored(array, dtype) for array in arrays))
 
     @cached_property
     def _exact(self) -> tuple[Array, Array, Array, Array]:

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from lipdeploy.bounds import norm_upper
 from lipdeploy.errors import ShapeError
-from lipdeploy.rounding import FLOAT32, Product, Rounding, Step
+from lipdeploy.rounding import Product, Rounding, Step, stored
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
@@ -65,17 +65,6 @@ class LinearOperator(Protocol):
 def exact(weights: Weights) -> Array:
     """Stored weights in float64."""
     return weights.astype(np.float64)
-
-
-def stored(weights: Weights, dtype: DTypeLike) -> Weights:
-    """Weights rounded to `dtype`; subnormal numbers of float32, which engines may flush, are 0.
-
-    The subnormal numbers of float16 are normal ones where engines compute.
-    """
-    rounded = weights.astype(dtype)
-    if rounded.dtype == np.float32:
-        rounded[np.abs(rounded) < FLOAT32.smallest_normal] = 0
-    return rounded
 
 
 def check_shape(operator: LinearOperator, x: Array) -> None:

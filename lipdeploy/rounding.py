@@ -35,7 +35,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, absolute_norms_upper, norms_upper, up
 from lipdeploy.errors import BoundError
@@ -116,6 +116,17 @@ BFLOAT16 = Arithmetic(
 )
 ARITHMETICS = {a.name: a for a in (FLOAT64, FLOAT32, TF32, FLOAT16, BFLOAT16)}
 """float16 and bfloat16 are those of tensor cores: products summed in 32 bits."""
+
+
+def stored(weights: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
+    """Weights rounded to `dtype`; subnormal numbers of float32, which engines may flush, are 0.
+
+    The subnormal numbers of float16 are normal ones where engines compute.
+    """
+    rounded = weights.astype(dtype)
+    if rounded.dtype == np.float32:
+        rounded[np.abs(rounded) < FLOAT32.smallest_normal] = 0
+    return rounded
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from numpy.typing import DTypeLike
 from lipdeploy.bounds import norm_upper, norms_upper, up
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import RealFourier
-from lipdeploy.operators import Array, Weights, check_shape, exact, stored
-from lipdeploy.rounding import MARGIN, Product, Rounding, Step, compose
+from lipdeploy.operators import Array, Weights, check_shape, exact
+from lipdeploy.rounding import MARGIN, Product, Rounding, Step, compose, stored
 
 SQRT2_UPPER = up(2**0.5)
 

@@ -18,8 +18,8 @@ from lipdeploy.bounds import (
 )
 from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
-from lipdeploy.operators import Array, Weights, check_shape, exact, stored
-from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper
+from lipdeploy.operators import Array, Weights, check_shape, exact
+from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper, stored
 
 MAX_DEGREE = 200
 """Far beyond what any kernel of training needs; a file that claims more would run for ever."""

@@ -11,6 +11,7 @@ from lipdeploy.bounds import (
     largest_eigenvalue_upper,
     norm_upper,
     norms_upper,
+    residual_norms_upper,
     up,
 )
 from lipdeploy.errors import BoundError
@@ -78,6 +79,22 @@ def test_a_large_orthogonal_float16_matrix_is_bounded_within_a_millionth() -> No
     stored = orthogonal.astype(np.float16)
     truth = np.linalg.svd(stored.astype(float), compute_uv=False)[0]
     assert 0 <= norm_upper(stored) / truth - 1 < 1e-6
+
+
+@pytest.mark.parametrize("side", [1024, 2048])
+def test_both_proofs_are_within_a_millionth_on_large_float32_layers(side: int) -> None:
+    """Any vector gives a lower bound of the norm; the two upper ones must be next to it."""
+    generator = np.random.default_rng(side)
+    # A product of reflections is orthogonal and needs no factorisation.
+    matrix = np.eye(side)
+    for _ in range(4):
+        v = generator.normal(size=(side, 1))
+        matrix -= 2 * v @ (v.T @ matrix) / (v.T @ v)
+    stored = matrix.astype(np.float32)
+    v = generator.normal(size=side)
+    below = np.linalg.norm(stored.astype(float) @ v) / np.linalg.norm(v) * (1 - 1e-12)
+    for bound in (norm_upper(stored), float(residual_norms_upper(stored))):
+        assert below <= bound <= below * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 
+from lipdeploy.errors import LipdeployError
 from soundness import exhaustive, mutations, tightness
 from soundness.attacks import attack_case
 from soundness.checks import CHECKS, Check
@@ -23,9 +24,8 @@ def first_failure(checks: tuple[Check, ...]) -> tuple[str, str] | None:
     for check in checks:
         try:
             check()
-        # A fault may show as any error; a certificate that cannot be made certifies nothing wrong,
-        # but a check that cannot run has noticed.
-        except Exception as error:
+        # Anything else would be an error of the suite, and no fault that was found.
+        except (AssertionError, LipdeployError) as error:
             return check.__name__, f"{type(error).__name__}: {error}".splitlines()[0][:90]
     return None
 

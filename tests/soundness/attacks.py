@@ -10,8 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from lipdeploy.certificate import Answers, Certifier
+from lipdeploy.engine_error import distances_upper
 from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, Shift
 from lipdeploy.heads import LinearHead
+from lipdeploy.mlp_head import MlpHead
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
@@ -247,9 +249,13 @@ def _is_false(
 ) -> np.ndarray:
     if statement == "program":
         return _labels(runtime, candidates) != answers.labels
-    network = certifier.network
-    logits = network.head.logits(network.features(candidates.astype(np.float64)))
+    network, exact = certifier.network, candidates.astype(np.float64)
+    logits = network.head.logits(network.features(exact))
     own = np.take_along_axis(logits, answers.labels[:, None], axis=1)
-    # Beyond what float64 can be wrong by, with room to spare.
-    scale = 1e-9 * (1 + np.abs(logits).max(axis=1))
-    return (logits - own).max(axis=1) > scale
+    # Beyond what float64 can be wrong by: a bound, no tolerance.
+    errors = certifier.bounds.reference_errors
+    distances = distances_upper(exact, network.centre)
+    head = network.head
+    steepest = head.lipschitz if isinstance(head, MlpHead) else head.distances_upper
+    limit = errors.features(distances) * float(steepest.max()) + errors.logits(distances)
+    return (logits - own).max(axis=1) > limit
