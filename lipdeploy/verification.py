@@ -34,8 +34,8 @@ Array = NDArray[np.float64]
 Verdict = Literal["integrity", "soundness"]
 
 EXACT_CLASSES = 32
-"""Up to this many classes distances of the head's rows are computed in exact fractions, beyond by the
-bound that export uses: pairs of many classes would take minutes."""
+"""Up to this many classes distances of the head's rows are computed in exact fractions, beyond by
+the bound that export uses: pairs of many classes would take minutes."""
 
 
 @dataclass(frozen=True)

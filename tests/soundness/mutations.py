@@ -24,6 +24,7 @@ from lipdeploy import (
     heads,
     images,
     mlp_head,
+    mlp_margins,
     rounding,
     taylor,
 )
@@ -188,7 +189,7 @@ def _half(function: Callable[..., Any]) -> Callable[..., Any]:
 BUILD_MODEL = onnx_export.build_model
 OUTPUTS = onnx_runtime.OnnxRuntime.outputs
 ACCUMULATED = rounding.Rounding._accumulated
-DUAL_LOWER = mlp_head._dual_lower
+DUAL_LOWER = mlp_margins.dual_lower
 GAMMA = rounding.Arithmetic.gamma
 NOTHING = rounding.AffineBound(0.0, 0.0)
 RESIZE = images.linear_resize
@@ -221,7 +222,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "multiplier below the curvature", ((mlp_head, "_dual_lower", _dual_without_multiplier),)
+        "multiplier below the curvature", ((mlp_margins, "dual_lower", _dual_without_multiplier),)
     ),
     Mutation("nine rivals, linear head", (_first_rivals(heads.LinearHead, 10),)),
     Mutation("nine rivals, MLP head", (_first_rivals(mlp_head.MlpHead, 10),)),
