@@ -13,10 +13,13 @@ from lipdeploy.artifact import Engine, Manifest, make_manifest
 from lipdeploy.choices import check_choice
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import UsageError
-from lipdeploy.exporters.freeze import freeze
+from lipdeploy.exporters.cost import CostModel
+from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
-from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice
+from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice, Target, make_plan
+from lipdeploy.exporters.planned import PlannedLayer, planned_layers, within_loss
+from lipdeploy.exporters.tune import Tuner
 from lipdeploy.files import check_output, write_atomically
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.rounding import ACCUMULATIONS, Accumulation
@@ -44,6 +47,10 @@ class ExportOptions:
         form: form of the linear layers, or "auto".
         weights: how operators are stored; biases, transforms and head are float32.
         accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
+        batch: images at a time that the engine is made fast for; it takes any number.
+        tune: measure the candidates of each layer on this machine instead of estimating them.
+        max_rounding_loss: largest radius that rounding may cost, l2 in pixels of [0, 1]; None for
+            whatever the fastest forms cost.
 
     Raises:
         UsageError: if an option is none of its values.
@@ -53,6 +60,9 @@ class ExportOptions:
     form: FormChoice = "auto"
     weights: WeightsType = "float16"
     accumulation: Accumulation = "blocked"
+    batch: int = 64
+    tune: bool = False
+    max_rounding_loss: float | None = None
 
     def __post_init__(self) -> None:
         if self.engine in PLANNED:
@@ -61,6 +71,13 @@ class ExportOptions:
         check_choice("--form", self.form, FORM_CHOICES)
         check_choice("--weights", self.weights, WEIGHTS_TYPES)
         check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
+        if self.batch < 1:
+            raise UsageError(f"--batch {self.batch}: must be at least 1")
+
+    @property
+    def target(self) -> Target:
+        """What the plan is made for."""
+        return Target(self.batch, self.accumulation)
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,7 @@ class Exported:
         parity: how it compares with float64.
         program_cost: what the statement *program* takes of a radius for rounding of the features,
             in units of 1/255, at most, on the inputs of the comparison.
+        plan: how each layer is evaluated, and what that costs.
         seconds: time of each stage.
     """
 
@@ -80,6 +98,7 @@ class Exported:
     manifest: Manifest
     parity: Parity
     program_cost: float
+    plan: tuple[PlannedLayer, ...]
     seconds: dict[str, float]
 
 
@@ -96,7 +115,7 @@ def export_model(
     check_output(output)
     clock = _Stopwatch(stage)
     model = load_model(model_path)
-    engine = _build(model, model_path, options, clock)
+    engine, plan = _build(model, model_path, options, clock)
     clock.start("check")
     examples = probe_inputs(model.examples.numpy(), engine.network.image_size)
     parity = compare(engine.network, OnnxRuntime(engine.prepared, "cpu"), examples)
@@ -106,7 +125,7 @@ def export_model(
     distances = distances_upper(examples.astype(np.float64), engine.network.centre)
     errors = engine.manifest.engine_errors.features(distances)
     cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
-    return Exported(output, engine.manifest, parity, cost, clock.seconds)
+    return Exported(output, engine.manifest, parity, cost, plan, clock.seconds)
 
 
 def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:
@@ -115,27 +134,38 @@ def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore
     Raises:
         LipdeployError: as `export_model`.
     """
-    return _build(load_model(model_path), model_path, options, _Stopwatch(stage))
+    return _build(load_model(model_path), model_path, options, _Stopwatch(stage))[0]
 
 
-def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Stopwatch") -> Engine:
+def _build(
+    model: TrainedModel, path: Path, options: ExportOptions, clock: "_Stopwatch"
+) -> tuple[Engine, tuple[PlannedLayer, ...]]:
+    clock.start("tune" if options.tune else "plan")
+    shapes, target = layer_shapes(model.network), options.target
+    plan = make_plan(shapes, options.form, target, Tuner() if options.tune else CostModel())
     clock.start("freeze")
-    network = freeze(model.network, options.form).stored_as(options.weights)
+    network = freeze(model.network, plan=plan).stored_as(options.weights)
     clock.start("prove")
+    pixels = probe_inputs(model.examples.numpy(), network.image_size).astype(np.float64)
+    distance = float(distances_upper(pixels, network.centre).max())
+    if options.max_rounding_loss is not None:
+        limit = 255 * options.max_rounding_loss
+        network, plan = within_loss(network, plan, shapes, options.form, target, distance, limit)
     manifest = make_manifest(
         network,
         model.card.classes,
         {"size": network.image_size, **PREPROCESSING},
-        _source(model),
+        _source(model, options),
         _versions(),
         options.accumulation,
     )
+    lines = planned_layers(network, shapes, plan, target, distance)
     clock.start("emit")
     # Read back as any reader would, so that what is checked is what the bytes say.
-    return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen")
+    return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen"), lines
 
 
-def _source(model: TrainedModel) -> dict[str, object]:
+def _source(model: TrainedModel, options: ExportOptions) -> dict[str, object]:
     card = asdict(model.card)
     kept = {key: card[key] for key in ("dataset", "command", "epochs")}
     return {
@@ -144,6 +174,7 @@ def _source(model: TrainedModel) -> dict[str, object]:
         "architecture": asdict(model.network.architecture),
         "trained_with": card["versions"],
         "model_sha256": model.sha256,
+        "made_for_batch": options.batch,
     }
 
 

@@ -6,31 +6,35 @@ function as the trained network.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import singledispatch
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
-from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
+from lipdeploy.exporters.cost import CostModel
+from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import exponential_remainder_upper
-from lipdeploy.spectral import SpectralConv
+from lipdeploy.rounding import exponential_remainder_upper, stored
+from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
 from lipdeploy.taylor import MAX_DEGREE, TaylorConv
 from lipdeploy.training import activations, heads
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 
 Array = NDArray[np.float64]
+
+SPECTRAL_FORMS = (SpectralConv.form, FusedSpectralConv.form)
 
 SERIES_TOLERANCE = 1e-12
 """Remainder of a series that is kept as one."""
@@ -39,13 +43,15 @@ SERIES_TOLERANCE = 1e-12
 def freeze(
     network: LipConvNet,
     form: FormChoice = "auto",
+    plan: Sequence[Choice] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> frozen.FrozenNetwork:
     """Freeze a trained network, its input normalisation folded into the first layer.
 
     Args:
         network: a trained network, in evaluation mode.
-        form: form of all layers, or "auto".
+        form: form of all layers, or "auto"; for a plan by the cost model.
+        plan: how each linear layer is evaluated, instead.
         progress: called with the number of layers done and in all.
 
     Raises:
@@ -53,51 +59,100 @@ def freeze(
     """
     if network.training:
         raise FreezeError("freeze needs a network in evaluation mode; call network.eval() first")
+    shapes = layer_shapes(network)
+    if plan is None:
+        plan = make_plan(shapes, form, Target(), CostModel())
     network = copy.deepcopy(network).double()
-    modules = list(network.body)
     operations: list[frozen.Operation] = []
-    for index, module in enumerate(modules):
-        operations.append(freeze_module(module, form))
-        progress(index + 1, len(modules))
+    layers = iter(zip(shapes, plan, strict=True))
+    for module in network.body:
+        if isinstance(module, SkewOrthogonalConvolution):
+            operations.append(freeze_layer(module, *next(layers)))
+            progress(sum(isinstance(op, frozen.Linear) for op in operations), len(plan))
+        else:
+            operations.append(freeze_module(module))
     operations[:1] = _fold_normalisation(operations[0], network)
     size = network.architecture.image_size
     return frozen.FrozenNetwork(size, tuple(operations), freeze_head(network.head))
 
 
+def layer_shapes(network: LipConvNet) -> tuple[LayerShape, ...]:
+    """What a plan needs to know of each linear layer, first to last."""
+    modules = list(network.body)
+    shapes = []
+    for index, module in enumerate(modules):
+        if not isinstance(module, SkewOrthogonalConvolution):
+            continue
+        rest = modules[index + 1 :]
+        following = takewhile(lambda m: not isinstance(m, SkewOrthogonalConvolution), rest)
+        shapes.append(
+            LayerShape(
+                module.grid,
+                module.in_channels,
+                module.out_channels,
+                module.kernel.kernel_size,
+                module.padding,
+                cells=index > 0 and isinstance(modules[index - 1], activations.SpaceToDepth),
+                cut=any(isinstance(after, activations.SpaceToDepth) for after in following),
+            )
+        )
+    return tuple(shapes)
+
+
+def freeze_layer(
+    module: SkewOrthogonalConvolution, shape: LayerShape, choice: Choice
+) -> frozen.Linear:
+    """The frozen form of one linear layer."""
+    operator = freeze_kernel(_numpy(module.kernel()), shape, choice)
+    return frozen.Linear(operator, _numpy(module.bias))
+
+
+def freeze_kernel(taps: Array, shape: LayerShape, choice: Choice) -> LinearOperator:
+    """The exponential of a skew kernel, shape (k*k, c, c), in the form that was chosen."""
+    if choice.form in SPECTRAL_FORMS:
+        return spectral_operator(shape.grid, choice, spectral_blocks(taps, shape))
+    return _BUILDERS[choice.form](taps, shape)
+
+
+def spectral_operator(
+    grid: int, choice: Choice, blocks: dict[str, NDArray[Any]], dtype: DTypeLike = np.float64
+) -> Spectral:
+    """A circular convolution with these blocks, its transforms rounded to `dtype`."""
+    fourier = RealFourier(grid)
+    if choice.form == "fused":
+        plane = stored(fourier.plane_basis(), dtype)
+        return FusedSpectralConv(plane=plane, **blocks, copies=choice.copies)
+    basis, phases = stored(fourier.paired_basis(), dtype), stored(fourier.phases(), dtype)
+    return SpectralConv(basis=basis, phases=phases, **blocks, copies=choice.copies)
+
+
+def with_choice(operator: LinearOperator, choice: Choice) -> LinearOperator:
+    """The same function in another spectral form, its blocks taken over; others as they are."""
+    if not isinstance(operator, Spectral):
+        return operator
+    dtype = next(iter(operator.transforms().values())).dtype
+    return spectral_operator(operator.grid, choice, operator.blocks(), dtype)
+
+
 @singledispatch
-def freeze_module(module: nn.Module, form: FormChoice) -> frozen.Operation:
-    """The frozen operation of one module of the body."""
-    raise FreezeError(f"{type(module).__name__} has no frozen form (asked for {form})")
+def freeze_module(module: nn.Module) -> frozen.Operation:
+    """The frozen operation of one module of the body that has no weights."""
+    raise FreezeError(f"{type(module).__name__} has no frozen form")
 
 
 @freeze_module.register
-def _(module: activations.MaxMin, form: FormChoice) -> frozen.Operation:
+def _(module: activations.MaxMin) -> frozen.Operation:
     return frozen.MaxMin()
 
 
 @freeze_module.register
-def _(module: activations.ChannelMax, form: FormChoice) -> frozen.Operation:
+def _(module: activations.ChannelMax) -> frozen.Operation:
     return frozen.ChannelMax()
 
 
 @freeze_module.register
-def _(module: activations.SpaceToDepth, form: FormChoice) -> frozen.Operation:
+def _(module: activations.SpaceToDepth) -> frozen.Operation:
     return frozen.SpaceToDepth()
-
-
-@freeze_module.register
-def _(module: SkewOrthogonalConvolution, form: FormChoice) -> frozen.Operation:
-    shape = LayerShape(
-        module.grid,
-        module.in_channels,
-        module.out_channels,
-        module.kernel.kernel_size,
-        module.padding,
-    )
-    chosen = choose_form(shape, form)
-    taps = _numpy(module.kernel())
-    operator = _BUILDERS[chosen](taps, shape)
-    return frozen.Linear(operator, _numpy(module.bias))
 
 
 def _numpy(tensor: Tensor | nn.Module) -> Array:
@@ -122,19 +177,18 @@ def pointwise_matrix(taps: Array, shape: LayerShape) -> PointwiseMatrix:
     return PointwiseMatrix(shape.grid, _right(_exponential(taps.sum(axis=0)), shape))
 
 
-def spectral_conv(taps: Array, shape: LayerShape) -> SpectralConv:
-    """Exp of each frequency's block, of the independent half of the frequencies."""
+def spectral_blocks(taps: Array, shape: LayerShape) -> dict[str, Array]:
+    """Exponentials of the independent half of the frequencies, channels that exist."""
     fourier = RealFourier(shape.grid)
     real, _ = symbol_factors(fourier.real_frequencies(), shape.kernel_size, shape.grid)
-    factors = symbol_factors(fourier.complex_frequencies(), shape.kernel_size, shape.grid)
+    factors = symbol_factors(fourier.frequencies(), shape.kernel_size, shape.grid)
     cosine, sine = (np.tensordot(factor, taps, axes=1) for factor in factors)
-    rotations = _right(_exponential(cosine + 1j * sine), shape)
-    stacked = np.concatenate([rotations.real, rotations.imag], axis=2)
-    return SpectralConv(
-        basis=fourier.basis(),
-        real_blocks=_right(_exponential(np.tensordot(real, taps, axes=1)), shape),
-        complex_blocks=stacked * fourier.block_scale()[:, None, None],
-    )
+    kept = (..., slice(shape.out_channels), slice(shape.in_channels))
+    rotations = _exponential(cosine + 1j * sine)[kept]
+    return {
+        "real_blocks": _exponential(np.tensordot(real, taps, axes=1))[kept],
+        "complex_blocks": np.stack([rotations.real, rotations.imag], axis=1),
+    }
 
 
 def dense_skew(taps: Array, shape: LayerShape) -> Array:
@@ -175,7 +229,6 @@ def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
 
 _BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
     "pointwise": pointwise_matrix,
-    "spectral": spectral_conv,
     "dense": dense_matrix,
     "taylor": taylor_conv,
 }
@@ -196,9 +249,10 @@ def _fold_normalisation(
     mean = _numpy(network.mean)
     red, green, blue = (int(value) for value in np.clip(np.rint(mean), 0, 255))
     colour = (red, green, blue)
-    rest = np.broadcast_to(mean - np.array(colour), (n, n, 1, 3))
-    layer = frozen.Linear(operator, first.bias - operator.mv(rest)[:, :, 0])
-    return frozen.Shift(colour), layer
+    rest = operator.mv(np.broadcast_to(mean - np.array(colour), (n, n, 1, 3)))[:, :, 0]
+    if isinstance(operator, Spectral):
+        rest = rest.mean(axis=(0, 1))  # a circular convolution of a constant is one
+    return frozen.Shift(colour), frozen.Linear(operator, first.bias - rest)
 
 
 @singledispatch

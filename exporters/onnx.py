@@ -1,12 +1,15 @@
 """The ONNX graph of a FrozenNetwork, node by node.
 
-The graph takes `pixels` (batch, 3, n, n), float32, 0 ... 255, works in grid-first layout, and gives
+The graph takes `pixels` (batch, 3, n, n), float32, 0 ... 255, and gives
 `features` (batch, d), `logits` (batch, classes) and `radius` (batch,): the certified radius of the
 statement *program*, l2 in pixels of [0, 1], 0 where there is none. Stored arrays keep their names
 and types; float16 ones are cast exactly to float32.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import singledispatch
+from itertools import takewhile
 
 import numpy as np
 import onnx
@@ -16,6 +19,14 @@ from lipdeploy import frozen
 from lipdeploy.artifact import MANIFEST_KEY, Manifest
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
+from lipdeploy.exporters.onnx_grid import (
+    Grid,
+    Wanted,
+    add_bias,
+    halves,
+    space_to_depth,
+    standard,
+)
 from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.onnx_radius import emit_radius
 from lipdeploy.heads import Head, LinearHead
@@ -35,18 +46,28 @@ def build_model(
         prepared: see `GraphBuilder`.
     """
     graph = GraphBuilder(BLOCKS[manifest.accumulation], prepared=prepared)
-    x = graph.transpose("pixels", 2, 3, 0, 1)
-    shape, layer = (network.image_size, 3), 0
-    for operation in network.operations:
-        x = emit(operation, graph, x, shape, f"layer{layer}")
+    n, layer = network.image_size, 0
+    flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
+    x = Grid((graph.reshape(flat, 3, n, n, -1),), n, 3, "colours")
+    for index, operation in enumerate(network.operations):
+        wanted = wanted_after(network.operations[index + 1 :], x.side)
+        x = emit(operation, graph, x, f"layer{layer}", wanted)
         layer += isinstance(operation, frozen.Linear)
-        shape = operation.shape_after(shape)
-    channels_first = graph.transpose(x, 2, 3, 0, 1)
-    flat = graph.integers(-1, network.head.features)
-    features = graph.node("Reshape", channels_first, flat, output="features")
+    features = _features(graph, x)
     hidden = emit_head(network.head, graph, features)
     emit_radius(network, manifest, graph, hidden)
     return _model(network, graph, manifest)
+
+
+def _features(graph: GraphBuilder, x: Grid) -> str:
+    """(n, n, c, batch) as rows ordered (channel, row, column)."""
+    value, size = standard(graph, x), x.side**2 * x.channels
+    if x.side == 1:
+        return graph.node(
+            "Transpose", graph.reshape(value, size, -1), output="features", perm=[1, 0]
+        )
+    first = graph.transpose(value, 3, 2, 0, 1)
+    return graph.node("Reshape", first, graph.integers(-1, size), output="features")
 
 
 def _model(
@@ -76,82 +97,54 @@ def _model(
     return model
 
 
+def wanted_after(operations: Sequence[frozen.Operation], side: int) -> Wanted:
+    """What the operations after a linear layer on a grid take most easily."""
+    following = list(takewhile(lambda op: not isinstance(op, frozen.Linear), operations))
+    is_paired = bool(following) and isinstance(following[0], frozen.MaxMin | frozen.ChannelMax)
+    is_cut = any(isinstance(operation, frozen.SpaceToDepth) for operation in following)
+    return Wanted(is_paired, is_cut and side % 2 == 0)
+
+
 @singledispatch
 def emit(
-    operation: frozen.Operation,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    """Add the nodes of an operation on x of shape (n, n, batch, c), shape = (n, c)."""
-    raise ExportError(f"{type(operation).__name__} has no ONNX form ({prefix}, {shape}, {x})")
+    operation: frozen.Operation, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted
+) -> Grid:
+    """Add the nodes of an operation."""
+    raise ExportError(f"{type(operation).__name__} has no ONNX form ({prefix}, {x}, {wanted})")
+
+
+@emit.register
+def _(operation: frozen.Shift, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
+    colour = np.array(operation.colour, dtype=np.float32)[:, None, None, None]
+    shifted = graph.node("Sub", *x.pieces, graph.constant("shift", colour))
+    return replace(x, pieces=(shifted,))
+
+
+@emit.register
+def _(operation: frozen.MaxMin, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
+    x, *pair = halves(graph, x)
+    return replace(x, pieces=(graph.node("Max", *pair), graph.node("Min", *pair)))
 
 
 @emit.register
 def _(
-    operation: frozen.Shift,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    colour = np.array(operation.colour, dtype=np.float32)
-    return graph.node("Sub", x, graph.constant("shift", colour))
+    operation: frozen.ChannelMax, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted
+) -> Grid:
+    x, *pair = halves(graph, x)
+    return replace(x, pieces=(graph.node("Max", *pair),), channels=x.channels // 2)
 
 
 @emit.register
 def _(
-    operation: frozen.MaxMin,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    first, second = graph.halves(x, 3, shape[1])
-    parts = [graph.node("Max", first, second), graph.node("Min", first, second)]
-    return graph.concatenate(parts, axis=3)
+    operation: frozen.SpaceToDepth, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted
+) -> Grid:
+    return space_to_depth(graph, x)
 
 
 @emit.register
-def _(
-    operation: frozen.ChannelMax,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    return graph.node("Max", *graph.halves(x, 3, shape[1]))
-
-
-@emit.register
-def _(
-    operation: frozen.SpaceToDepth,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    n, c = shape
-    if n % 2:
-        x = graph.node("Pad", x, graph.integers(0, 0, 0, 0, 1, 1, 0, 0))
-    m = (n + 1) // 2
-    cells = graph.transpose(graph.reshape(x, m, 2, m, 2, -1, c), 0, 2, 4, 5, 1, 3)
-    return graph.reshape(cells, m, m, -1, 4 * c)
-
-
-@emit.register
-def _(
-    operation: frozen.Linear,
-    graph: GraphBuilder,
-    x: str,
-    shape: frozen.Grid,
-    prefix: str,
-) -> str:
-    bias = operation.bias
-    spread = bias if bias.ndim == 1 else bias[:, :, None, :]
-    y = emit_operator(operation.operator, graph, x, prefix)
-    return graph.node("Add", y, graph.operand(graph.weight(f"{prefix}.bias", spread)))
+def _(operation: frozen.Linear, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
+    y = emit_operator(operation.operator, graph, x, prefix, wanted)
+    return add_bias(graph, y, graph.weight(f"{prefix}.bias", operation.bias))
 
 
 @singledispatch

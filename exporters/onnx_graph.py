@@ -77,17 +77,50 @@ class GraphBuilder:
 
     def turned(self, weight: Weight, *permutation: int) -> Weight:
         """A weight with its axes permuted."""
-        value = weight.value.transpose(permutation)
-        if self.prepared:
-            return Weight(f"{weight.name}.turned_{'_'.join(map(str, permutation))}", value)
-        return Weight(self.transpose(weight.name, *permutation), value)
+        name = f"turned_{_joined(permutation)}"
+        return self._made(
+            weight, name, weight.value.transpose(permutation), "Transpose", perm=permutation
+        )
 
     def part(self, weight: Weight, axis: int, cut: slice) -> Weight:
         """A slice of a weight along one axis."""
-        value = weight.value[(slice(None),) * axis + (cut,)]
+        start, stop, _ = cut.indices(weight.value.shape[axis])
+        value = weight.value[(slice(None),) * axis + (slice(start, stop),)]
+        inputs = [[start], [stop], [axis]]
+        return self._made(weight, f"part_{axis}_{start}_{stop}", value, "Slice", inputs)
+
+    def reshaped(self, weight: Weight, *shape: int) -> Weight:
+        """A weight in another shape."""
+        value = weight.value.reshape(shape)
+        return self._made(weight, f"shape_{_joined(value.shape)}", value, "Reshape", [value.shape])
+
+    def negated(self, weight: Weight) -> Weight:
+        """A weight with its signs changed."""
+        return self._made(weight, "negated", -weight.value, "Neg")
+
+    def stacked(self, weights: Sequence[Weight], axis: int) -> Weight:
+        """Weights joined along an axis."""
+        value = np.concatenate([weight.value for weight in weights], axis=axis)
+        name = "+".join(weight.name for weight in weights)
         if self.prepared:
-            return Weight(f"{weight.name}.part_{axis}_{cut.start}", value)
-        return Weight(self.slices(weight.name, {axis: cut}), value)
+            return Weight(f"{name}.{axis}", value)
+        names = [weight.name for weight in weights]
+        return Weight(self.node("Concat", *names, axis=axis), value)
+
+    def _made(
+        self,
+        weight: Weight,
+        name: str,
+        value: NDArray[np.float32],
+        kind: str,
+        inputs: Sequence[Sequence[int]] = (),
+        **attributes: Any,  # noqa: ANN401
+    ) -> Weight:
+        """What one exact node makes of a weight, done now if the graph is prepared."""
+        if self.prepared:
+            return Weight(f"{weight.name}.{name}", value)
+        constants = [self.integers(*values) for values in inputs]
+        return Weight(self.node(kind, weight.name, *constants, **attributes), value)
 
     def product(self, x: str, weight: Weight, axis: int) -> str:
         """X @ weight, the sum running over `axis` of x, its last one."""
@@ -99,13 +132,14 @@ class GraphBuilder:
         weights = [self.operand(self.part(weight, rows, cut)) for cut in parts]
         return self.sum([self.node("MatMul", *pair) for pair in zip(pieces, weights, strict=True)])
 
-    def product_from_left(self, weight: Weight, x: str, axis: int) -> str:
-        """Weight @ x for a matrix, the sum running over `axis` of x, its last but one."""
-        parts = self._cuts(weight.value.shape[1])
+    def product_from_left(self, weight: Weight, x: str) -> str:
+        """Weight @ x, the sum running over the last axis but one of x; others are broadcast."""
+        columns = weight.value.ndim - 1
+        parts = self._cuts(weight.value.shape[columns])
         if len(parts) == 1:
             return self.node("MatMul", self.operand(weight), x)
-        pieces = self.split(x, axis, [cut.stop - cut.start for cut in parts])
-        weights = [self.operand(self.part(weight, 1, cut)) for cut in parts]
+        pieces = self.split(x, -2, [cut.stop - cut.start for cut in parts])
+        weights = [self.operand(self.part(weight, columns, cut)) for cut in parts]
         return self.sum([self.node("MatMul", *pair) for pair in zip(weights, pieces, strict=True)])
 
     def _cuts(self, length: int) -> list[slice]:
@@ -129,7 +163,7 @@ class GraphBuilder:
 
     def integers(self, *values: int) -> str:
         """A vector of integers."""
-        name = "int_" + "_".join(str(value).replace("-", "m") for value in values)
+        name = "int_" + _joined(values).replace("-", "m")
         return self.constant(name, np.array(values, dtype=np.int64))
 
     def number(self, value: float) -> str:
@@ -158,3 +192,7 @@ class GraphBuilder:
         """The two halves of an axis of even `size`."""
         half = size // 2
         return self.slices(x, {axis: slice(0, half)}), self.slices(x, {axis: slice(half, size)})
+
+
+def _joined(numbers: Sequence[int]) -> str:
+    return "_".join(map(str, numbers))

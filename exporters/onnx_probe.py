@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper, shape_inference
+from onnx import TensorProto, helper, numpy_helper
 
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET
+from lipdeploy.exporters.onnx_shapes import value_shapes
 from lipdeploy.rounding import FLOAT32
 from lipdeploy.runtimes.onnx import OnnxRuntime
 
@@ -117,29 +118,10 @@ def _operands(data: bytes, batch: int) -> Iterator[_Operand]:
 
 
 def _shapes(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of all values at a batch size; the float weights, which are large, left out."""
-    skeleton = onnx.ModelProto()
-    skeleton.ir_version = model.ir_version
-    skeleton.opset_import.extend(model.opset_import)
-    graph = skeleton.graph
-    graph.name = "skeleton"
-    graph.node.extend(model.graph.node)
-    graph.output.extend(model.graph.output)
-    for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.INT64:
-            graph.initializer.append(tensor)
-        else:
-            value = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-            graph.input.append(value)
+    """Shapes of all values at a batch size."""
     (pixels,) = model.graph.input
     sides = [d.dim_value for d in pixels.type.tensor_type.shape.dim][1:]
-    graph.input.append(helper.make_tensor_value_info("pixels", TensorProto.FLOAT, [batch, *sides]))
-    inferred = shape_inference.infer_shapes(skeleton, data_prop=True)
-    shapes = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        shapes[value.name] = tuple(d.dim_value for d in dims)
-    return shapes
+    return value_shapes(model, {pixels.name: (batch, *sides)})
 
 
 class _Probe:

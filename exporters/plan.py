@@ -1,15 +1,20 @@
-"""Which form each layer gets."""
+"""Which form each layer gets: the fastest for a target, as far as the certificate allows."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lipdeploy.errors import FreezeError
+from lipdeploy.rounding import Accumulation
 
-FormChoice = Literal["auto", "spectral", "dense", "taylor"]
-FORM_CHOICES: tuple[FormChoice, ...] = ("auto", "spectral", "dense", "taylor")
+FormChoice = Literal["auto", "spectral", "fused", "dense", "taylor"]
+FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
 
 DENSE_LIMIT = 2048
 """Largest side of a dense matrix that is chosen without being asked for."""
+
+FUSED_LIMIT = 16
+"""Largest grid whose transform is made one matrix without being asked for."""
 
 MAX_DENSE_BYTES = 2 << 30
 
@@ -24,6 +29,8 @@ class LayerShape:
         out_channels: channels of the output.
         kernel_size: side of the kernel.
         padding: "circular" or "zero".
+        cells: whether the input comes from space-to-depth.
+        cut: whether space-to-depth follows.
     """
 
     grid: int
@@ -31,6 +38,8 @@ class LayerShape:
     out_channels: int
     kernel_size: int
     padding: str
+    cells: bool = False
+    cut: bool = False
 
     @property
     def dense_side(self) -> int:
@@ -38,8 +47,56 @@ class LayerShape:
         return self.grid**2 * max(self.in_channels, self.out_channels)
 
 
-def choose_form(shape: LayerShape, choice: FormChoice = "auto") -> str:
-    """The form of one layer: "pointwise", "spectral", "dense" or "taylor".
+@dataclass(frozen=True)
+class Choice:
+    """How one layer is evaluated.
+
+    Attributes:
+        form: of its operator.
+        copies: of each complex block in the engine, where the form is a spectral one.
+    """
+
+    form: str
+    copies: int = 1
+
+    def __str__(self) -> str:
+        return self.form if self.copies == 1 else f"{self.form} x{self.copies}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a plan is made for.
+
+    Attributes:
+        batch: images at a time.
+        accumulation: what may be assumed of the order of sums; decides on how sums are cut.
+    """
+
+    batch: int = 64
+    accumulation: Accumulation = "blocked"
+
+
+Cost = Callable[[LayerShape, Choice, Target], float]
+"""Seconds that a layer takes for a batch."""
+
+
+def make_plan(
+    shapes: Sequence[LayerShape], form: FormChoice, target: Target, cost: Cost
+) -> tuple[Choice, ...]:
+    """The cheapest candidate of each layer.
+
+    Raises:
+        FreezeError: if the form asked for does not exist for a layer, or is too large.
+    """
+    chosen: dict[LayerShape, Choice] = {}
+    for shape in dict.fromkeys(shapes):
+        found = candidates(shape, form)
+        chosen[shape] = min(found, key=lambda choice: cost(shape, choice, target))
+    return tuple(chosen[shape] for shape in shapes)
+
+
+def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ...]:
+    """The ways to evaluate a layer.
 
     A layer without spatial extent is one matrix, whatever was asked for. A circular one is cheapest
     and exact frequency by frequency. A zero-padded one is exact as a matrix, which a large grid
@@ -48,24 +105,38 @@ def choose_form(shape: LayerShape, choice: FormChoice = "auto") -> str:
     Raises:
         FreezeError: if the form asked for does not exist for the layer, or is too large.
     """
-    if shape.kernel_size == 1:
-        return "pointwise"
     is_circular = shape.padding == "circular"
-    if choice == "auto":
-        if is_circular:
-            return "pointwise" if shape.grid == 1 else "spectral"
-        return "dense" if shape.dense_side <= DENSE_LIMIT else "taylor"
-    if choice == "spectral" and not is_circular:
+    if shape.kernel_size == 1 or (is_circular and shape.grid == 1):
+        return (Choice("pointwise"),)
+    if form == "auto":
+        is_small = shape.dense_side <= DENSE_LIMIT
+        if not is_circular:
+            return (Choice("dense" if is_small else "taylor"),)
+        fused = _copies("fused") if shape.grid <= FUSED_LIMIT else ()
+        dense = (Choice("dense"),) if is_small else ()
+        return (*(_copies("spectral") if shape.grid >= 3 else ()), *fused, *dense)
+    _check(shape, form, is_circular=is_circular)
+    if form == "spectral" and shape.grid < 3:
+        return _copies("fused")
+    return _copies(form) if form in ("spectral", "fused") else (Choice(form),)
+
+
+def _copies(form: str) -> tuple[Choice, ...]:
+    return Choice(form), Choice(form, 2)
+
+
+def _check(shape: LayerShape, form: FormChoice, *, is_circular: bool) -> None:
+    if form in ("spectral", "fused") and not is_circular:
         raise FreezeError(
-            "a zero-padded layer is no convolution and has no spectral form; use --form dense, "
+            f"a zero-padded layer is no convolution and has no {form} form; use --form dense, "
             "taylor or auto, or train with --padding circular"
         )
-    if choice == "taylor" and is_circular:
+    if form == "taylor" and is_circular:
         raise FreezeError("the taylor form is for zero padding; use --form spectral or auto")
-    needed = 8 * shape.dense_side**2
-    if choice == "dense" and needed > MAX_DENSE_BYTES:
+    side = {"dense": shape.dense_side, "fused": shape.grid**2}.get(form, 0)
+    if 8 * side**2 > MAX_DENSE_BYTES:
         raise FreezeError(
-            f"a dense {shape.dense_side} x {shape.dense_side} float64 operator needs "
-            f"{needed / 2**30:.1f} GiB, limit {MAX_DENSE_BYTES / 2**30:.1f} GiB; use --form auto"
+            f"a dense {side} x {side} float64 operator needs "
+            f"{8 * side**2 / 2**30:.1f} GiB, limit {MAX_DENSE_BYTES / 2**30:.1f} GiB; use "
+            "--form auto"
         )
-    return choice

@@ -36,13 +36,13 @@ from lipdeploy.rounding import (
     AffineBound,
     Rounding,
 )
-from lipdeploy.spectral import SpectralConv
+from lipdeploy.spectral import FusedSpectralConv, SpectralConv
 from lipdeploy.taylor import TaylorConv
 
 Weights = NDArray[Any]
 
 FORMAT = "lipdeploy-engine"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_MANIFEST_LENGTH = 1 << 20
 MAX_MANIFEST_DEPTH = 12
 MAX_OPERATIONS = 10_000
@@ -67,7 +67,8 @@ MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
 FORMS: dict[str, type[LinearOperator]] = {
-    kind.form: kind for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, TaylorConv)
+    kind.form: kind
+    for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, FusedSpectralConv, TaylorConv)
 }
 SIMPLE: dict[str, Callable[[], Operation]] = {
     kind.kind: kind for kind in (MaxMin, ChannelMax, SpaceToDepth)

@@ -108,6 +108,19 @@ class ErrorAnalysis:
             error *= MARGIN
             yield before, _norm_upper(x, error)
 
+    def shares(self, rounding: Rounding, distance: float) -> tuple[float, ...]:
+        """Each linear layer's share of the rounding error of the features at a distance from c."""
+        behind = self.network.lipschitz_upper
+        lipschitz, parts = 1.0, []
+        for layer, (before, _) in zip(self.network.linear(), self.norms_at_centre, strict=True):
+            step = layer.operator.step(rounding)
+            lipschitz *= step.norm_upper
+            behind /= step.norm_upper
+            size = before + lipschitz / step.norm_upper * distance
+            parts.append((step.rounding_upper * size + step.underflow) * behind)
+        whole = sum(parts)
+        return tuple(part / whole for part in parts)
+
     def errors(self, rounding: Rounding) -> EngineErrors:
         """The bounds in an arithmetic and accumulation.
 

@@ -1,20 +1,21 @@
 """The real Fourier basis of a square grid, and where each frequency sits in it.
 
-Everything here is in *grid-first* layout: arrays of shape (height, width, batch, channels). A
-circular convolution is diagonalised, frequency by frequency, by the two-dimensional discrete
-Fourier transform; for real input half of the frequencies repeat the other half. Only the
-independent half is kept, in real arithmetic:
+A circular convolution is diagonalised, frequency by frequency, by the two-dimensional discrete
+Fourier transform; for real input half of the frequencies repeat the other half. Only an independent
+half is kept, in real arithmetic. Along one axis the self-mirror frequencies ("edge": 0, and n/2
+when n is even) have real coefficients, the `interior` ones 1 ... (n - 1) // 2 a cosine and a sine.
 
-1. Apply the orthonormal real basis of `RealFourier.basis` along the height and along the width.
-   Its rows are, in this order, the `edge` self-mirror frequencies (0, and n/2 when n is even),
-   the cosines and the sines of the `interior` frequencies 1 ... (n - 1) // 2.
-2. Where both frequencies are self-mirror the coefficients are those of a real frequency.
-   Where one is, (cosine, sine) is the complex coefficient itself. Where none is, four products
-   CC, CS, SC, SS mix the frequencies (k1, k2) and (k1, -k2), and are separated by a butterfly
-   of additions: (CC - SS) + i (CS + SC) and (CC + SS) + i (SC - CS).
+Two ways to a basis of the whole grid:
 
-The butterfly is sqrt(2) times an isometry; whoever applies it forwards and backwards owes a
-factor 1/2 (`RealFourier.block_scale`).
+*Real along the rows, complex along the columns* (frozen networks, `frequencies`): after
+`paired_basis` along the first axis each interior row is one complex number, cosine + i sine, at
+every column, and `phases` transforms it along the second axis; edge rows are real and get
+`paired_basis` again. `plane_basis` does all of it at once.
+
+*Real along both* (training, `complex_frequencies`): `basis` along both axes; where both frequencies
+are interior, four products CC, CS, SC, SS mix (k1, k2) and (k1, -k2) and are separated by a
+butterfly of additions, sqrt(2) times an isometry: (CC - SS) + i (CS + SC) and (CC + SS) +
+i (SC - CS).
 """
 
 from dataclasses import dataclass
@@ -74,11 +75,45 @@ class RealFourier:
             [_pairs(edge, inner), _pairs(inner, edge), _pairs(inner, inner), _pairs(inner, -inner)]
         )
 
-    def block_scale(self) -> Array:
-        """Factor owed by each complex block for butterflies both ways, shape (count,): 1 or 1/2."""
-        mixed = 2 * self.interior**2
-        single = 2 * self.edge * self.interior
-        return np.concatenate([np.ones(single), np.full(mixed, 0.5)])
+    def frequencies(self) -> NDArray[np.int64]:
+        """The independent complex frequencies in the order of `lipdeploy.spectral`, (count, 2).
+
+        First those whose row frequency is interior, all columns of each; then those of the
+        self-mirror rows, interior columns only.
+        """
+        edge, inner = np.array(self._edge_frequencies()), np.arange(1, self.interior + 1)
+        return np.concatenate([_pairs(inner, np.arange(self.n)), _pairs(edge, inner)])
+
+    def paired_basis(self) -> Array:
+        """`basis` with each cosine followed by its sine, shape (n, n)."""
+        e, h = self.edge, self.interior
+        pairs = e + np.arange(2 * h).reshape(2, h).T.reshape(-1)
+        basis: Array = self.basis()[np.concatenate([np.arange(e), pairs])]
+        return basis
+
+    def phases(self) -> Array:
+        """The unitary transform of n complex numbers as a real orthogonal matrix, (2 n, 2 n).
+
+        Rows are (frequency, part), columns (part, position); the parts are real and imaginary.
+        """
+        angle = 2 * np.pi * (np.outer(np.arange(self.n), np.arange(self.n)) % self.n) / self.n
+        cosine, sine = np.cos(angle), np.sin(angle)
+        rows = np.array([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1, 3)
+        phases: Array = rows.reshape(2 * self.n, 2 * self.n) / np.sqrt(self.n)
+        return phases
+
+    def plane_basis(self) -> Array:
+        """Orthonormal rows for the whole grid, shape (n * n, n * n).
+
+        First the real frequencies, then (cosine, sine) of each of `frequencies`. Columns are
+        positions, row by row.
+        """
+        positions = _pairs(np.arange(self.n), np.arange(self.n)).T
+        real, count = self.real_frequencies(), self.n**2
+        angle = 2 * np.pi * ((self.frequencies() @ positions) % self.n) / self.n
+        waves = np.stack([np.cos(angle), np.sin(angle)], axis=1).reshape(-1, count)
+        signs = np.cos(2 * np.pi * ((real @ positions) % self.n) / self.n)
+        return np.concatenate([np.rint(signs), np.sqrt(2) * waves]) / self.n
 
 
 def _pairs(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -29,8 +29,8 @@ bits, and where small numbers are flushed to zero, terms for that are added (`Ro
 """
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -162,6 +162,16 @@ def compose(steps: Iterable[Step]) -> Step:
     return Step(norm, rounding, underflow, growth)
 
 
+def alongside(steps: Sequence[Step]) -> Step:
+    """The step made of several that act on disjoint parts of x, with disjoint results."""
+    return Step(
+        max(step.norm_upper for step in steps),
+        max(step.rounding_upper for step in steps),
+        sum(step.underflow for step in steps) * MARGIN,
+        max(step.growth for step in steps),
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
     """A matrix product x -> x @ M, or a stack of them on disjoint parts of x.
@@ -169,10 +179,14 @@ class Product:
     Attributes:
         matrices: M, shape (..., n, outputs), applied from the right.
         size: numbers that come out, over the whole grid.
+        nodes: into how many products the graph cuts the outputs of one x; each may have an order of
+            its own.
     """
 
     matrices: NDArray[Any]
     size: int
+    nodes: int = 1
+    _known: dict[int, float] = field(default_factory=dict, repr=False)
 
     @property
     def length(self) -> int:
@@ -191,10 +205,13 @@ class Product:
 
     def blocks_norm_upper(self, block: int) -> float:
         """Largest (sum_i || |M_i| ||^2)^(1/2) of the stack, M_i blocks of at most `block` rows."""
-        total = np.zeros(self.matrices.shape[:-2])
-        for start in range(0, self.length, block):
-            total = total + absolute_norms_upper(self.matrices[..., start : start + block, :]) ** 2
-        return float(np.max(np.sqrt(total), initial=0.0)) * MARGIN
+        if block not in self._known:
+            total = np.zeros(self.matrices.shape[:-2])
+            for start in range(0, self.length, block):
+                part = self.matrices[..., start : start + block, :]
+                total = total + absolute_norms_upper(part) ** 2
+            self._known[block] = float(np.max(np.sqrt(total), initial=0.0)) * MARGIN
+        return self._known[block]
 
 
 @dataclass(frozen=True)
@@ -253,6 +270,24 @@ class Rounding:
         flushed = (2 * n + absolute * math.sqrt(n)) * outputs * arithmetic.smallest_normal * MARGIN
         return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01)
 
+    def joined(self, products: Sequence[Product]) -> Step:
+        """Matrix products of disjoint parts of x, whose results are added one after the other.
+
+        With a_i the constants of the products, their errors are together at most
+        (sum_i a_i^2)^(1/2) ||x|| =: a ||x||, by Cauchy-Schwarz, and each addition rounds a vector
+        of norm at most (||M|| + a + errors of additions so far) ||x||.
+        """
+        if len(products) == 1:
+            return self.product(products[0])
+        steps = [self.product(product) for product in products]
+        whole = Product(np.concatenate([p.matrices for p in products], axis=-2), products[0].size)
+        error = math.sqrt(sum(step.rounding_upper**2 for step in steps)) * MARGIN
+        added = (len(products) - 1) * self.entry_roundoff
+        error += added * (whole.norm_upper + error) / (1 - added)
+        flushed = sum(step.underflow for step in steps) + len(steps) * self.flushed(whole.size)
+        growth = sum(step.growth for step in steps)
+        return Step(whole.norm_upper, error * MARGIN, flushed * MARGIN, growth)
+
     def _accumulated(self, product: Product) -> float:
         """The bound a of the module's text, for operands taken as they are."""
         u, n = self.arithmetic.unit_roundoff, product.length
@@ -265,7 +300,9 @@ class Rounding:
             # (sum_i (u A_i + c (P + u A_i))^2)^(1/2) by the triangle inequality
             factor = (block - 1) * u / (1 - (block - 1) * u)
             parts = math.sqrt(sum(levels) + 1)
-            inside = u * blocks + factor * (norm * parts + u * blocks)
+            # Orders of several nodes: each on its own outputs, so the squares of their errors add.
+            parts *= math.sqrt(product.nodes)
+            inside = u * blocks + factor * (norm * parts + math.sqrt(product.nodes) * u * blocks)
         else:
             inside = self.arithmetic.gamma(block) * blocks
         # D <= u (P per_level + nodes (inside + D)) for the sum D of the additions' local errors
@@ -281,10 +318,6 @@ class Rounding:
     def flushed(self, size: int) -> float:
         """What `size` sums of two numbers can lose when operands or results become 0."""
         return 4 * self.arithmetic.smallest_normal * math.sqrt(size) + TINY
-
-    def butterfly(self, size: int) -> Step:
-        """Sums and differences of pairs that keep the norm: one rounding of each of `size`."""
-        return Step(1.0, self.entry_roundoff, self.flushed(size), 1.5)
 
 
 def tree_levels(n: int, block: int) -> list[int]:

@@ -1,62 +1,116 @@
-"""A frozen circular convolution, frequency by frequency."""
+"""A frozen circular convolution, frequency by frequency.
 
+y = T^T D T x: T an orthonormal real Fourier basis of the grid (`lipdeploy.fourier`), rounded as it
+is stored, and D one block for each independent frequency, real where the frequency is its own
+mirror image, complex elsewhere. The forms differ in how T is stored and applied.
+"""
+
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import DTypeLike, NDArray
 
 from lipdeploy.bounds import norm_upper, norms_upper, up
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import RealFourier
 from lipdeploy.operators import Array, Weights, check_shape, exact
-from lipdeploy.rounding import MARGIN, Product, Rounding, Step, compose, stored
+from lipdeploy.rounding import Product, Rounding, Step, alongside, compose, stored
 
-SQRT2_UPPER = up(2**0.5)
+COPIES = (1, 2)
 
 
-@dataclass(frozen=True, eq=False)
-class SpectralConv:
-    """A circular convolution, one block for each independent frequency (see `lipdeploy.fourier`).
+def sides(columns: NDArray[Any]) -> NDArray[Any]:
+    """Synthesis of the four products of (real, imaginary) coefficients and blocks.
+
+    From (rows, 2 count), columns (frequency, part), to (rows, 4 count), columns (frequency, part,
+    side), the sides being products with the real and the imaginary part of a block R + i I:
+    a coefficient a + i b becomes (R a - I b) + i (I a + R b).
+    """
+    real, imaginary = columns.reshape(len(columns), -1, 2).transpose(2, 0, 1)
+    spread = [real, imaginary, imaginary, -real]
+    return np.stack(spread, axis=2).reshape(len(columns), -1)
+
+
+def embeddings(blocks: NDArray[Any]) -> NDArray[Any]:
+    """Complex blocks (..., 2, m, n) as real matrices [[R, -I], [I, R]], (..., 2 m, 2 n)."""
+    real, imaginary = blocks[..., 0, :, :], blocks[..., 1, :, :]
+    upper = np.concatenate([real, -imaginary], axis=-1)
+    return np.concatenate([upper, np.concatenate([imaginary, real], axis=-1)], axis=-2)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Spectral(ABC):
+    """What the spectral forms share.
 
     Attributes:
-        basis: the real Fourier basis as stored, shape (n, n).
-        real_blocks: shape (edge**2, c_in, c_out), applied from the right.
-        complex_blocks: shape (count, c_in, 2 * c_out), real and imaginary part side by side, the
-            factor that the two butterflies owe included; empty on grids of at most 2 x 2.
+        real_blocks: shape (edge**2, c_out, c_in), applied from the left.
+        complex_blocks: shape (count, 2, c_out, c_in), real and imaginary parts; frequencies in the
+            order of `RealFourier.frequencies`; empty on grids of at most 2 x 2.
+        copies: how often an engine holds each complex block: 1, as it is stored, or 2, as a real
+            matrix of twice the size, which reads more and writes less.
     """
 
-    form: ClassVar[str] = "spectral"
-    basis: Weights
+    form: ClassVar[str]
     real_blocks: Weights
-    complex_blocks: Weights = field(default_factory=lambda: np.zeros((0, 0, 0)))
+    complex_blocks: Weights = field(default_factory=lambda: np.zeros((0, 0, 0, 0)))
+    copies: int = 1
 
-    def __post_init__(self) -> None:
-        n, fourier = len(self.basis), self.fourier
-        real, count = self.real_blocks.shape, len(fourier.complex_frequencies())
-        complex_shape = (count, real[1], 2 * real[2]) if count else self.complex_blocks.shape
-        if self.basis.shape != (n, n) or real[0] != fourier.edge**2 or 0 in real:
-            raise ShapeError(f"spectral: basis {self.basis.shape} and real blocks {real}")
-        if len(self.complex_blocks) != count or self.complex_blocks.shape != complex_shape:
+    def _check_blocks(self) -> None:
+        fourier, real = self.fourier, self.real_blocks.shape
+        count = len(fourier.frequencies())
+        if len(real) != 3 or real[0] != fourier.edge**2 or 0 in real:
+            raise ShapeError(f"{self.form}: real blocks {real} on a grid of {self.grid}")
+        shape = (count, 2, *real[1:]) if count else self.complex_blocks.shape
+        if len(self.complex_blocks) != count or self.complex_blocks.shape != shape:
             raise ShapeError(
-                f"spectral: complex blocks {self.complex_blocks.shape}, expected {complex_shape}"
+                f"{self.form}: complex blocks {self.complex_blocks.shape}, expected {shape}"
             )
+        if self.copies not in COPIES:
+            raise ShapeError(f"{self.form}: {self.copies} copies of a block")
 
     @property
+    @abstractmethod
     def grid(self) -> int:
         """Side of the grid."""
-        return int(self.basis.shape[0])
+
+    @abstractmethod
+    def transforms(self) -> dict[str, Weights]:
+        """The stored arrays of T by name."""
+
+    @abstractmethod
+    def analyse(self, x: Array) -> tuple[Array, Array]:
+        """T x for x of shape (n, n, batch, c): (edge**2, batch, c) and (count, 2, batch, c)."""
+
+    @abstractmethod
+    def synthesise(self, mirror: Array, pairs: Array) -> Array:
+        """T^T of what `analyse` returns."""
+
+    @property
+    @abstractmethod
+    def transform_norm_upper(self) -> float:
+        """Upper bound of ||T||."""
+
+    @abstractmethod
+    def analysis_step(self, rounding: Rounding) -> Step:
+        """Rounding of T x."""
+
+    @abstractmethod
+    def synthesis_step(self, blocks: Step, rounding: Rounding) -> Step:
+        """Rounding of the products of `blocks` and of T^T after them."""
 
     @property
     def in_channels(self) -> int:
         """Channels of the input."""
-        return int(self.real_blocks.shape[1])
+        return int(self.real_blocks.shape[2])
 
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        return int(self.real_blocks.shape[2])
+        return int(self.real_blocks.shape[1])
 
     @property
     def fourier(self) -> RealFourier:
@@ -64,19 +118,27 @@ class SpectralConv:
         return RealFourier(self.grid)
 
     def parameters(self) -> dict[str, Any]:
-        """None: the weights say everything."""
-        return {}
+        """Copies of a block; the weights say everything else."""
+        return {"copies": self.copies}
 
     def weights(self) -> dict[str, Weights]:
-        """Basis and blocks."""
-        named = {"basis": self.basis, "real_blocks": self.real_blocks}
+        """Transforms and blocks."""
+        return self.transforms() | self.blocks()
+
+    def blocks(self) -> dict[str, Weights]:
+        """Real and, where there are any, complex blocks by name."""
+        named = {"real_blocks": self.real_blocks}
         return named | ({"complex_blocks": self.complex_blocks} if self.fourier.interior else {})
 
     def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the blocks rounded to `dtype`; the small basis keeps at least float32."""
+        """With the blocks rounded to `dtype`; the small transforms keep at least float32."""
+        small = np.promote_types(dtype, np.float32)
+        transforms: dict[str, Any] = {
+            name: stored(array, small) for name, array in self.transforms().items()
+        }
         return replace(
             self,
-            basis=stored(self.basis, np.promote_types(dtype, np.float32)),
+            **transforms,
             real_blocks=stored(self.real_blocks, dtype),
             complex_blocks=stored(self.complex_blocks, dtype),
         )
@@ -92,114 +154,201 @@ class SpectralConv:
     def mv(self, x: Array) -> Array:
         """Apply to x of shape (n, n, batch, c_in)."""
         check_shape(self, x)
-        n, basis = self.grid, exact(self.basis)
-        rows = (basis @ x.reshape(n, -1)).reshape(x.shape)
-        coefficients = (basis @ rows.reshape(n, n, -1)).reshape(x.shape)
-        y = self._join(*self._multiply(*self._split(coefficients)))
-        columns = (basis.T @ y.reshape(n, n, -1)).reshape(y.shape)
-        result: Array = (basis.T @ columns.reshape(n, -1)).reshape(y.shape)
-        return result
-
-    def _split(self, x: Array) -> tuple[Array, Array, Array]:
-        e, c, s = self.fourier.parts
-        real = [x[e, c], x[c, e], x[c, c] - x[s, s], x[c, c] + x[s, s]]
-        imaginary = [x[e, s], x[s, e], x[c, s] + x[s, c], x[s, c] - x[c, s]]
-        return _flatten(real), _flatten(imaginary), _flatten([x[e, e]])
-
-    def _multiply(self, real: Array, imaginary: Array, mirror: Array) -> tuple[Array, ...]:
-        if not self.fourier.interior:
-            empty = np.zeros((0, mirror.shape[1], self.out_channels))
-            return empty, empty, mirror @ exact(self.real_blocks)
-        blocks, c = exact(self.complex_blocks), self.out_channels
-        from_real, from_imaginary = real @ blocks, imaginary @ blocks
-        y_real = from_real[..., :c] - from_imaginary[..., c:]
-        y_imaginary = from_real[..., c:] + from_imaginary[..., :c]
-        return y_real, y_imaginary, mirror @ exact(self.real_blocks)
-
-    def _join(self, real: Array, imaginary: Array, mirror: Array) -> Array:
-        e, h = self.fourier.edge, self.fourier.interior
-        ends = np.cumsum([e * h, h * e, h * h])
-        ec, ce, plus, minus = np.split(real, ends)
-        es, se, plus_i, minus_i = np.split(imaginary, ends)
-        cells = [
-            [(mirror, e, e), (ec, e, h), (es, e, h)],
-            [(ce, h, e), (plus + minus, h, h), (plus_i - minus_i, h, h)],
-            [(se, h, e), (plus_i + minus_i, h, h), (minus - plus, h, h)],
-        ]
-        rows = [[v.reshape(a, b, *v.shape[1:]) for v, a, b in row] for row in cells]
-        joined: Array = np.concatenate([np.concatenate(row, axis=1) for row in rows])
-        return joined
+        mirror, pairs = self.analyse(x)
+        mirror = mirror @ exact(self.real_blocks).transpose(0, 2, 1)
+        blocks = exact(self.complex_blocks).transpose(0, 1, 3, 2)
+        if not len(blocks):
+            return self.synthesise(mirror, np.zeros((0, 2, x.shape[2], self.out_channels)))
+        (a, b), (real, imaginary) = pairs.swapaxes(0, 1), blocks.swapaxes(0, 1)
+        products = [a @ real - b @ imaginary, b @ real + a @ imaginary]
+        return self.synthesise(mirror, np.stack(products, axis=1))
 
     @cached_property
     def norm_upper(self) -> float:
-        """||basis||^4 times the largest block norm.
-
-        With F the basis along both axes and U the butterfly, the operator is F^T U^T D U F, D the
-        blocks. U maps disjoint groups of coefficients to disjoint groups of frequencies; it is
-        isometric but where both frequencies are interior, where it is sqrt(2) times an isometry.
-        So the norm is at most ||F||^2 max_f ||D_f|| s_f with s_f = 2 there and 1 elsewhere, that
-        is, 1 / block_scale. A complex block acts on (real, imaginary) as a real matrix of twice
-        the size.
-        """
-        basis = norm_upper(self.basis)
-        largest = max(float(np.max(norms_upper(self.real_blocks))), self._block_norm_upper)
-        squared = up(basis * basis)
-        return up(up(squared * squared) * largest)
+        """||T||^2 times the largest block norm, a complex block as a real one of twice the size."""
+        return up(up(self.transform_norm_upper**2) * self.block_norm_upper)
 
     @cached_property
-    def _block_norm_upper(self) -> float:
-        """Largest norm of a complex block, free of the butterflies' factor; 0 without any."""
-        if not len(self.complex_blocks):
-            return 0.0
-        scaled = norms_upper(self._real_embedding()) / self.fourier.block_scale()
-        return float(np.max(scaled))
-
-    def _real_embedding(self) -> Array:
-        """Complex blocks as real matrices, shape (count, 2 c_in, 2 c_out)."""
-        blocks, c = exact(self.complex_blocks), self.out_channels
-        real, imaginary = blocks[..., :c], blocks[..., c:]
-        upper, lower = blocks, np.concatenate([-imaginary, real], axis=2)
-        embedding: Array = np.concatenate([upper, lower], axis=1)
-        return embedding
+    def block_norm_upper(self) -> float:
+        """Largest norm of a block."""
+        norms = [*norms_upper(self.real_blocks)]
+        if len(self.complex_blocks):
+            norms += [*norms_upper(embeddings(exact(self.complex_blocks)))]
+        return float(max(norms))
 
     def step(self, rounding: Rounding) -> Step:
-        """Seven steps: two transforms, butterfly, blocks, butterfly, two transforms.
+        """T, the blocks, T^T, each with the stages of its form.
 
-        Coefficients of which both frequencies are interior are measured in a norm that is smaller
-        by sqrt(2) between the first butterfly and the blocks, and larger by sqrt(2) between the
-        blocks and the second: so both butterflies keep the norm, and relative errors stay relative.
-        A complex block is one product with [R | I] for the real and one for the imaginary part,
-        each with error a ||part||, whose results are added or subtracted in pairs: an error of at
-        most a (||real|| + ||imaginary||) <= sqrt(2) a ||both||, and one rounding more.
+        With one copy of each complex block the products R a, I a, R b, I b of coefficients a + i b
+        are taken ([R; I] applied to each part) and T^T adds them with their signs (`sides`): errors
+        of the products go through a matrix of norm sqrt(2) ||T||, exact values stay within the norm
+        of the operator. With two copies the block is one matrix. float64 (`mv`) rounds each product
+        as an engine does; its sums have the same terms, in an order that *any order* includes, with
+        fewer roundings.
         """
-        n, c_in, c_out = self.grid, self.in_channels, self.out_channels
-        real, stacked = self._products
-        there = [rounding.product(Product(self.basis.T, n * n * c_in))] * 2
-        back = [rounding.product(Product(self.basis, n * n * c_out))] * 2
-        butterflies = [rounding.butterfly(n * n * c) for c in (c_in, c_out)]
-        blocks = rounding.product(real)
-        if stacked is not None:
-            parts, roundoff = rounding.product(stacked), rounding.entry_roundoff
-            error = SQRT2_UPPER * parts.rounding_upper * (1 + roundoff)
-            blocks = Step(
-                max(self._block_norm_upper, blocks.norm_upper),
-                max((error + self._block_norm_upper * roundoff) * MARGIN, blocks.rounding_upper),
-                2 * parts.underflow + blocks.underflow + rounding.flushed(n * n * c_out),
-                2 * max(parts.growth, blocks.growth),
-            )
-        steps = [*there, butterflies[0], blocks, butterflies[1], *back]
+        blocks = alongside([rounding.product(product) for product in self._products])
+        steps = [self.analysis_step(rounding), self.synthesis_step(blocks, rounding)]
         return replace(compose(steps), norm_upper=self.norm_upper)
 
     @cached_property
-    def _products(self) -> tuple[Product, Product | None]:
-        """Real blocks, and [R | I] of the complex ones, free of the butterflies' factor."""
-        size = self.grid**2 * self.out_channels
-        real = Product(self.real_blocks, len(self.real_blocks) * self.out_channels)
-        if not len(self.complex_blocks):
-            return real, None
-        factors = self.fourier.block_scale().astype(self.complex_blocks.dtype)
-        return real, Product(self.complex_blocks / factors[:, None, None], 2 * size)
+    def _products(self) -> list[Product]:
+        """Real blocks, and complex ones as the engine holds them; two nodes for halves of y."""
+        count, c_out = len(self.complex_blocks), self.out_channels
+        real = self.real_blocks
+        products = [Product(real.transpose(0, 2, 1), len(real) * c_out, nodes=2)]
+        if count:
+            matrices = self.complex_blocks.reshape(count, 2 * c_out, self.in_channels)
+            if self.copies == 2:
+                matrices = embeddings(self.complex_blocks)
+            size = (4 // self.copies) * count * c_out
+            products.append(Product(matrices.transpose(0, 2, 1), size, nodes=2))
+        return products
+
+    def _spread(self, columns: Weights) -> Weights:
+        """Columns (frequency, part) of T^T as they meet the products of blocks."""
+        return columns if self.copies == 2 else sides(columns)
 
 
-def _flatten(parts: list[Array]) -> Array:
-    return np.concatenate([part.reshape(-1, *part.shape[2:]) for part in parts])
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SpectralConv(Spectral):
+    """Transforms one axis after the other; grids of at least 3 x 3.
+
+    Attributes:
+        basis: `RealFourier.paired_basis` as stored, shape (n, n).
+        phases: `RealFourier.phases` as stored, shape (2 n, 2 n).
+    """
+
+    form: ClassVar[str] = "spectral"
+    basis: Weights
+    phases: Weights
+
+    def __post_init__(self) -> None:
+        n = len(self.basis)
+        if n < 3 or self.basis.shape != (n, n) or self.phases.shape != (2 * n, 2 * n):
+            raise ShapeError(f"spectral: basis {self.basis.shape}, phases {self.phases.shape}")
+        self._check_blocks()
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid."""
+        return int(self.basis.shape[0])
+
+    def transforms(self) -> dict[str, Weights]:
+        """Basis of one axis, phases of the other."""
+        return {"basis": self.basis, "phases": self.phases}
+
+    def analyse(self, x: Array) -> tuple[Array, Array]:
+        """T x: rows, then columns of the edge rows (real) and of the others (complex)."""
+        n, e, shape = self.grid, self.fourier.edge, x.shape[2:]
+        basis = exact(self.basis)
+        rows = basis @ x.reshape(n, -1)
+        inner = exact(self.phases) @ rows[e:].reshape(self.fourier.interior, 2 * n, -1)
+        edge = (basis @ rows[:e].reshape(e, n, -1)).reshape(e, n, *shape)
+        pairs = [inner.reshape(-1, 2, *shape), edge[:, e:].reshape(-1, 2, *shape)]
+        return edge[:, :e].reshape(e * e, *shape), np.concatenate(pairs)
+
+    def synthesise(self, mirror: Array, pairs: Array) -> Array:
+        """T^T, stage by stage the transpose of `analyse`."""
+        n, e, h, shape = self.grid, self.fourier.edge, self.fourier.interior, mirror.shape[1:]
+        basis = exact(self.basis).T
+        inner = exact(self.phases).T @ pairs[: h * n].reshape(h, 2 * n, -1)
+        columns = [mirror.reshape(e, e, -1), pairs[h * n :].reshape(e, 2 * h, -1)]
+        edge = basis @ np.concatenate(columns, axis=1)
+        rows = np.concatenate([edge.reshape(e, -1), inner.reshape(2 * h, -1)])
+        y: Array = (basis @ rows).reshape(n, n, *shape)
+        return y
+
+    @cached_property
+    def transform_norm_upper(self) -> float:
+        """||basis|| times the larger of ||basis|| and ||phases||: the second stage has both."""
+        return up(norm_upper(self.basis) * self._column_norm_upper)
+
+    @cached_property
+    def _column_norm_upper(self) -> float:
+        return max(norm_upper(self.basis), norm_upper(self.phases))
+
+    @cached_property
+    def _cut_basis(self) -> tuple[Weights, Weights]:
+        e = self.fourier.edge
+        return self.basis[:e], self.basis[e:]
+
+    def analysis_step(self, rounding: Rounding) -> Step:
+        """Edge and inner rows are two nodes each time."""
+        n, e, h, c = self.grid, self.fourier.edge, self.fourier.interior, self.in_channels
+        rows = Product(self.basis.T, n * n * c, nodes=2)
+        columns = [Product(self.phases.T, 2 * h * n * c), Product(self.basis.T, e * n * c, nodes=2)]
+        return compose(
+            [rounding.product(rows), alongside([rounding.product(part) for part in columns])]
+        )
+
+    def synthesis_step(self, blocks: Step, rounding: Rounding) -> Step:
+        """Columns, then rows; even and odd columns are two products each."""
+        n, e, h, c = self.grid, self.fourier.edge, self.fourier.interior, self.out_channels
+        edge, inner = self._cut_basis
+        phases = Product(self._spread(self.phases.T).T, 2 * h * n * c, nodes=2)
+        crossed = [
+            Product(self._spread(inner.T).T, e * n * c, nodes=2),
+            Product(edge, e * n * c, nodes=2),
+        ]
+        columns = alongside([rounding.product(phases), rounding.joined(crossed)])
+        norm = up(self._column_norm_upper * self.block_norm_upper)
+        first = replace(compose([blocks, columns]), norm_upper=norm)
+        rows = [Product(inner, n * n * c), Product(edge, n * n * c)]
+        return compose([first, rounding.joined(rows)])
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class FusedSpectralConv(Spectral):
+    """One transform of the whole grid: fewer and larger products, for small grids.
+
+    Attributes:
+        plane: `RealFourier.plane_basis` as stored, shape (n * n, n * n).
+    """
+
+    form: ClassVar[str] = "fused"
+    plane: Weights
+
+    def __post_init__(self) -> None:
+        size = self.grid**2
+        if not size or self.plane.shape != (size, size):
+            raise ShapeError(f"fused: transform {self.plane.shape}")
+        self._check_blocks()
+
+    @property
+    def grid(self) -> int:
+        """Side of the grid."""
+        return math.isqrt(len(self.plane))
+
+    def transforms(self) -> dict[str, Weights]:
+        """The one transform."""
+        return {"plane": self.plane}
+
+    def analyse(self, x: Array) -> tuple[Array, Array]:
+        """T x at once."""
+        shape, mirrors = x.shape[2:], len(self.real_blocks)
+        y = exact(self.plane) @ x.reshape(len(self.plane), -1)
+        return y[:mirrors].reshape(-1, *shape), y[mirrors:].reshape(-1, 2, *shape)
+
+    def synthesise(self, mirror: Array, pairs: Array) -> Array:
+        """T^T at once."""
+        n, size = self.grid, math.prod(mirror.shape[1:])
+        rows = np.concatenate([mirror.reshape(-1, size), pairs.reshape(-1, size)])
+        y: Array = exact(self.plane).T @ rows
+        return y.reshape(n, n, *mirror.shape[1:])
+
+    @cached_property
+    def transform_norm_upper(self) -> float:
+        """The norm of the one matrix."""
+        return norm_upper(self.plane)
+
+    def analysis_step(self, rounding: Rounding) -> Step:
+        """Real and complex frequencies are two nodes."""
+        return rounding.product(Product(self.plane.T, len(self.plane) * self.in_channels, nodes=2))
+
+    def synthesis_step(self, blocks: Step, rounding: Rounding) -> Step:
+        """The products of complex and of real blocks, joined."""
+        mirrors, size = len(self.real_blocks), len(self.plane) * self.out_channels
+        parts = [self._spread(self.plane[mirrors:].T).T, self.plane[:mirrors]]
+        joined = rounding.joined([Product(part, size) for part in parts if len(part)])
+        norm = up(self.transform_norm_upper * self.block_norm_upper)
+        return replace(compose([blocks, joined]), norm_upper=norm)

@@ -27,7 +27,7 @@ from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import PAIRWISE_CLASSES, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix, exact
 from lipdeploy.rounding import FLOAT32, AffineBound, Rounding, exponential_remainder_upper
-from lipdeploy.spectral import SpectralConv
+from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
 from lipdeploy.taylor import TaylorConv
 
 Array = NDArray[np.float64]
@@ -104,14 +104,26 @@ def _(operator: DenseMatrix) -> float:
 
 @independent_norm_upper.register
 def _(operator: SpectralConv) -> float:
-    """||basis||^4 times the largest block, complex ones as complex matrices."""
+    """Rows, then columns, of the transform; twice that, and the largest block."""
     basis = float(residual_norms_upper(operator.basis))
+    columns = max(basis, float(residual_norms_upper(operator.phases)))
+    return up(up(up(basis * columns) ** 2) * _largest_block(operator))
+
+
+@independent_norm_upper.register
+def _(operator: FusedSpectralConv) -> float:
+    """Twice the transform, and the largest block."""
+    return up(up(float(residual_norms_upper(operator.plane)) ** 2) * _largest_block(operator))
+
+
+def _largest_block(operator: Spectral) -> float:
+    """Complex blocks as complex matrices."""
     largest = float(np.max(residual_norms_upper(operator.real_blocks)))
     if len(operator.complex_blocks):
-        blocks, c = exact(operator.complex_blocks), operator.out_channels
-        norms = residual_norms_upper(blocks[..., :c] + 1j * blocks[..., c:])
-        largest = max(largest, float(np.max(norms / operator.fourier.block_scale())))
-    return up(up(up(basis**2) ** 2) * largest)
+        blocks = exact(operator.complex_blocks)
+        norms = residual_norms_upper(blocks[:, 0] + 1j * blocks[:, 1])
+        largest = max(largest, float(np.max(norms)))
+    return largest
 
 
 @independent_norm_upper.register

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lipdeploy.artifact import describe, digest, restore
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.plan import LayerShape, choose_form
+from lipdeploy.exporters.plan import LayerShape, candidates
 from lipdeploy.frozen import FrozenNetwork, Shift
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
@@ -58,7 +58,13 @@ def test_frozen_network_equals_trained_network_in_float64(
 
 @pytest.mark.parametrize(
     ("padding", "form"),
-    [("circular", "spectral"), ("circular", "dense"), ("zero", "dense"), ("zero", "taylor")],
+    [
+        ("circular", "spectral"),
+        ("circular", "fused"),
+        ("circular", "dense"),
+        ("zero", "dense"),
+        ("zero", "taylor"),
+    ],
 )
 def test_every_form_is_the_same_function(padding: str, form: str) -> None:
     network = make_network(1, 8, padding=padding)
@@ -132,9 +138,12 @@ def test_freezing_needs_evaluation_mode() -> None:
 
 def test_forms_that_do_not_exist_are_refused_with_a_way_out() -> None:
     zero = LayerShape(32, 16, 16, 3, "zero")
-    with pytest.raises(FreezeError, match="--form dense"):
-        choose_form(zero, "spectral")
+    for form in ("spectral", "fused"):
+        with pytest.raises(FreezeError, match="--form dense"):
+            candidates(zero, form)
     with pytest.raises(FreezeError, match=r"GiB.*--form auto"):
-        choose_form(LayerShape(64, 16, 16, 3, "zero"), "dense")
+        candidates(LayerShape(224, 4, 4, 3, "circular"), "fused")
+    with pytest.raises(FreezeError, match=r"GiB.*--form auto"):
+        candidates(LayerShape(64, 16, 16, 3, "zero"), "dense")
     with pytest.raises(FreezeError, match="--form spectral"):
-        choose_form(LayerShape(8, 4, 4, 3, "circular"), "taylor")
+        candidates(LayerShape(8, 4, 4, 3, "circular"), "taylor")

@@ -39,7 +39,9 @@ def engine(tmp_path: Path, frozen_network: FrozenNetwork) -> Path:
     ("size", "padding", "form"),
     [
         (8, "circular", "auto"),
+        (8, "circular", "spectral"),
         (9, "circular", "spectral"),
+        (9, "circular", "fused"),
         (6, "circular", "dense"),
         (8, "zero", "dense"),
         (9, "zero", "taylor"),

@@ -10,10 +10,10 @@ import torch
 
 from lipdeploy.errors import FreezeError, ShapeError
 from lipdeploy.exporters import freeze
-from lipdeploy.exporters.plan import LayerShape
+from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import FLOAT64, Rounding, exponential_remainder_upper
-from lipdeploy.spectral import SpectralConv
+from lipdeploy.spectral import Spectral, SpectralConv
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.training.skew import skew_taps
 
@@ -27,21 +27,23 @@ def taps(channels: int, kernel_size: int = 3, scale: float = 0.3, seed: int = 0)
     return (skew_taps(half, centre) * scale).double().numpy()
 
 
-def make(
-    builder: Callable[..., LinearOperator], grid: int, c_in: int, c_out: int
-) -> LinearOperator:
-    padding = "circular" if builder is freeze.spectral_conv else "zero"
-    kernel_size = 1 if builder is freeze.pointwise_matrix else 3
+CHOICES = [Choice("pointwise"), Choice("dense"), Choice("taylor")]
+SPECTRAL = [Choice(form, copies) for form in ("spectral", "fused") for copies in (1, 2)]
+
+
+def make(choice: Choice, grid: int, c_in: int, c_out: int) -> LinearOperator:
+    padding = "circular" if choice in SPECTRAL else "zero"
+    kernel_size = 1 if choice.form == "pointwise" else 3
     shape = LayerShape(grid, c_in, c_out, kernel_size, padding)
-    return builder(taps(max(c_in, c_out), kernel_size), shape)
+    return freeze.freeze_kernel(taps(max(c_in, c_out), kernel_size), shape, choice)
 
 
-BUILDERS = [freeze.pointwise_matrix, freeze.dense_matrix, freeze.spectral_conv, freeze.taylor_conv]
 SHAPES = [(1, 4, 4), (2, 3, 4), (3, 4, 4), (4, 4, 2), (5, 3, 4), (6, 3, 3)]
 FACTORIES: dict[str, Factory] = {
-    f"{builder.__name__}-{n}-{a}-{b}": (lambda b_=builder, n=n, a=a, b=b: make(b_, n, a, b))
-    for builder in BUILDERS
+    f"{choice}-{n}-{a}-{b}": (lambda c=choice, n=n, a=a, b=b: make(c, n, a, b))
+    for choice in CHOICES + SPECTRAL
     for n, a, b in SHAPES
+    if choice.form != "spectral" or n >= 3
 }
 every_operator = pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES.keys())
 DTYPES = ["float64", "float32", "float16"]
@@ -126,15 +128,29 @@ def test_wrong_shapes_are_refused(factory: Factory) -> None:
 
 
 def test_no_channel_that_is_not_there_is_stored() -> None:
-    spectral = make(freeze.spectral_conv, 4, 3, 8)
-    assert {w.shape[1] for name, w in spectral.weights().items() if name != "basis"} == {3}
-    assert make(freeze.dense_matrix, 2, 3, 8).weights()["matrix"].shape == (12, 32)
+    spectral = make(Choice("spectral"), 4, 3, 8)
+    assert isinstance(spectral, SpectralConv)
+    assert {w.shape[-2:] for w in spectral.blocks().values()} == {(8, 3)}
+    assert make(Choice("dense"), 2, 3, 8).weights()["matrix"].shape == (12, 32)
 
 
-def test_only_half_of_the_frequencies_is_stored() -> None:
-    spectral = make(freeze.spectral_conv, 8, 4, 4)
-    stored = sum(w.size for name, w in spectral.weights().items() if name != "basis")
-    assert stored == 8 * 8 * 4 * 4
+@pytest.mark.parametrize("choice", SPECTRAL, ids=str)
+def test_only_half_of_the_frequencies_is_stored(choice: Choice) -> None:
+    spectral = make(choice, 8, 4, 4)
+    assert isinstance(spectral, Spectral)
+    assert sum(w.size for w in spectral.blocks().values()) == 8 * 8 * 4 * 4
+
+
+@pytest.mark.parametrize("choice", SPECTRAL, ids=str)
+@pytest.mark.parametrize("grid", [3, 4, 5, 8])
+def test_every_spectral_form_is_the_exponential_of_the_convolution(
+    choice: Choice, grid: int
+) -> None:
+    """Against the exponential of the whole circular operator as one matrix."""
+    kernel = taps(4)
+    shape = LayerShape(grid, 4, 4, 3, "circular")
+    expected = torch.linalg.matrix_exp(torch.from_numpy(freeze.dense_skew(kernel, shape)))
+    np.testing.assert_allclose(as_matrix(make(choice, grid, 4, 4)), expected, atol=1e-12)
 
 
 def test_a_kernel_that_is_not_skew_has_no_series() -> None:
@@ -146,7 +162,7 @@ def test_a_kernel_that_is_not_skew_has_no_series() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_rounded_kernels_stay_exactly_skew(dtype: str) -> None:
-    operator = make(freeze.taylor_conv, 5, 4, 4).stored_as(dtype)
+    operator = make(Choice("taylor"), 5, 4, 4).stored_as(dtype)
     stored = operator.weights()["taps"]
     assert np.array_equal(stored[::-1].transpose(0, 2, 1), -stored)
 
@@ -206,7 +222,7 @@ def test_a_short_series_is_no_rotation_and_its_bound_says_so(degree: int) -> Non
 
 
 def test_blocks_that_do_not_fit_the_grid_are_refused() -> None:
-    spectral = make(freeze.spectral_conv, 4, 4, 4)
+    spectral = make(Choice("spectral"), 4, 4, 4)
     assert isinstance(spectral, SpectralConv)
     with pytest.raises(ShapeError, match="complex blocks"):
         replace(spectral, complex_blocks=spectral.complex_blocks[:-1])

@@ -10,7 +10,7 @@ from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.exporters import freeze as freezing
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import build_model
-from lipdeploy.exporters.plan import LayerShape
+from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.heads import LinearHead
 from lipdeploy.runtimes.onnx import OnnxRuntime
@@ -69,7 +69,8 @@ def linear_network(seed: int) -> FrozenNetwork:
     from test_operators import taps
 
     shape = LayerShape(4, 3, 3, 3, "circular")
-    layers = [freezing.spectral_conv(taps(3, seed=seed + i), shape) for i in range(2)]
+    choice = Choice("spectral")
+    layers = [freezing.freeze_kernel(taps(3, seed=seed + i), shape, choice) for i in range(2)]
     generator = np.random.default_rng(seed)
     head = LinearHead(generator.normal(size=(3, 48)), generator.normal(size=3))
     biases = generator.normal(size=(2, 3))

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lipdeploy.cli import options
+from lipdeploy.cli.values import parse_radius
 from lipdeploy.report.console import stages
 
 
@@ -13,6 +14,9 @@ def export(
     form: options.Form = "auto",
     weights: options.Weights = "float16",
     accumulation: options.Accumulation = "blocked",
+    batch: options.TargetBatch = 64,
+    tune: options.Tune = False,
+    max_rounding_loss: options.MaxRoundingLoss = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -25,7 +29,9 @@ def export(
     from lipdeploy.report.export import export_summary
 
     chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
-    chosen["accumulation"] = accumulation
+    chosen |= {"accumulation": accumulation, "batch": batch, "tune": tune}
+    if max_rounding_loss is not None:
+        chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
     export_options = ExportOptions(**chosen)
     with stages() as stage:
         exported = export_model(model, output or model.with_suffix(".onnx"), export_options, stage)

@@ -143,8 +143,9 @@ Output = Annotated[
 Form = Annotated[
     str,
     typer.Option(
-        autocompletion=_one_of("auto", "spectral", "dense", "taylor"),
-        help="Form of the frozen layers: auto, spectral, dense or taylor.",
+        autocompletion=_one_of("auto", "spectral", "fused", "dense", "taylor"),
+        help="Form of the frozen layers: auto (the fastest of each), spectral, fused, dense or "
+        "taylor.",
     ),
 ]
 Weights = Annotated[
@@ -162,6 +163,23 @@ Accumulation = Annotated[
         help="What the statement program may assume of the order of sums: blocked (nothing; the "
         "graph keeps sums short), same-order (the same for all outputs; faster, tested on the "
         "machine that predicts) or any-order (nothing; fastest, small radii).",
+    ),
+]
+
+TargetBatch = Annotated[
+    int,
+    typer.Option("--batch", help="Images at a time that the engine is made fast for."),
+]
+Tune = Annotated[
+    bool,
+    typer.Option(
+        "--tune", help="Measure the forms of each layer on this machine, and remember the times."
+    ),
+]
+MaxRoundingLoss = Annotated[
+    str | None,
+    typer.Option(
+        help="Largest radius that rounding may cost the statement program, such as 1/255."
     ),
 ]
 

@@ -3,11 +3,14 @@
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
 from lipdeploy.decimals import upper
-from lipdeploy.report.console import print_detail, print_hint, print_line
+from lipdeploy.report.console import is_quiet, plain_table, print_hint, print_line, print_table
 
 if TYPE_CHECKING:
     from lipdeploy.exporters.export import Exported
+    from lipdeploy.exporters.planned import PlannedLayer
 
 
 def export_summary(exported: "Exported") -> None:
@@ -36,7 +39,33 @@ def export_summary(exported: "Exported") -> None:
         f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
         "on these inputs"
     )
-    for index, layer in enumerate(manifest.layers):
-        norm = upper(layer.norm_upper, 9)
-        print_detail(f"  layer {index:3d}  {layer.form:9s}  norm at most {norm}")
+    print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
+    if not is_quiet():
+        print_table(_plan_table(exported.plan, exported.path.stat().st_size))
     print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")
+
+
+def _plan_table(plan: "tuple[PlannedLayer, ...]", file_bytes: int) -> Table:
+    """A line a layer, and their sum; bytes of the whole file in the last one."""
+    amounts = (">MMACs/image", ">stored MB", ">read MB", ">ms")
+    bounds = (">norm at most", ">of rounding")
+    table = plain_table("  layer", "grid", "channels", "form", *amounts, *bounds)
+    for index, line in enumerate(plan):
+        shape = line.shape
+        table.add_row(
+            f"  {index}",
+            f"{shape.grid} x {shape.grid}",
+            f"{shape.in_channels} -> {shape.out_channels}",
+            str(line.choice),
+            *_amounts(line.macs, line.parameter_bytes, line.engine_bytes, line.seconds),
+            upper(line.norm_upper, 9),
+            f"{100 * line.error_share:.0f} %",
+        )
+    names = ("macs", "parameter_bytes", "engine_bytes", "seconds")
+    totals = [sum(getattr(line, name) for line in plan) for name in names]
+    table.add_row("  all", "", "", f"file {file_bytes / 1e6:.1f} MB", *_amounts(*totals), "", "")
+    return table
+
+
+def _amounts(macs: int, stored: int, read: int, seconds: float) -> list[str]:
+    return [f"{macs / 1e6:.2f}", f"{stored / 1e6:.2f}", f"{read / 1e6:.2f}", f"{1e3 * seconds:.2f}"]

@@ -1,0 +1,110 @@
+"""What the nodes of a graph cost: multiplications, bytes moved, launches."""
+
+import math
+from dataclasses import dataclass
+
+import onnx
+
+from lipdeploy.exporters.layer_graph import INPUT, input_shape, layer_graph
+from lipdeploy.exporters.onnx_shapes import Shape, value_shapes
+from lipdeploy.exporters.plan import Choice, LayerShape, Target
+
+FREE = {"Reshape"}
+"""Nodes that move nothing."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of an engine on a device; the defaults are ONNX Runtime's on 2 cores of a server.
+
+    Attributes:
+        products: multiplications and additions a second of a large float32 matrix product.
+        narrow: columns of a product at which half of that is reached.
+        short: length of sums at which half of that is reached.
+        weights: bytes a second of weights, read from memory.
+        values: bytes a second of everything else, read and written.
+        launch: seconds of a node that does nothing.
+    """
+
+    products: float = 90e9
+    narrow: float = 10.0
+    short: float = 12.0
+    weights: float = 25e9
+    values: float = 25e9
+    launch: float = 4e-6
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a graph does.
+
+    Attributes:
+        macs: multiplications with an addition.
+        weight_bytes: of the constants that products read.
+        nodes: how many do something.
+        seconds: by the model.
+    """
+
+    macs: int
+    weight_bytes: int
+    nodes: int
+    seconds: float
+
+
+def usage(model: onnx.ModelProto, inputs: dict[str, Shape], machine: Machine) -> Usage:
+    """The cost of a prepared graph for inputs of these shapes."""
+    shapes = value_shapes(model, inputs)
+    constants = {t.name: 4 * math.prod(t.dims) for t in model.graph.initializer}
+    macs = read = nodes = 0
+    seconds = 0.0
+    for node in model.graph.node:
+        if node.op_type in FREE:
+            continue
+        nodes += 1
+        seconds += machine.launch
+        if node.op_type == "MatMul":
+            left, right, out = (shapes[name] for name in (*node.input, *node.output))
+            macs += math.prod(out) * left[-1]
+            read += sum(constants.get(name, 0) for name in node.input)
+            seconds += max(
+                _product_seconds(left, right, out, machine),
+                _moved(node, shapes, constants, machine),
+            )
+        else:
+            seconds += _moved(node, shapes, constants, machine)
+    return Usage(macs, read, nodes, seconds)
+
+
+def _product_seconds(left: Shape, right: Shape, out: Shape, machine: Machine) -> float:
+    columns = max(out[-1], out[-2]) if len(right) == 2 else out[-1]
+    efficiency = columns / (columns + machine.narrow) * left[-1] / (left[-1] + machine.short)
+    return math.prod(out) * left[-1] / (machine.products * efficiency)
+
+
+def _moved(
+    node: onnx.NodeProto, shapes: dict[str, Shape], constants: dict[str, int], machine: Machine
+) -> float:
+    names = [name for name in (*node.input, *node.output) if name not in constants]
+    values = 4 * sum(math.prod(shapes[name]) for name in names)
+    weights = sum(constants.get(name, 0) for name in node.input)
+    return values / machine.values + weights / machine.weights
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a layer, from its graph.
+
+    Attributes:
+        machine: the rates.
+    """
+
+    machine: Machine = Machine()
+
+    def usage(self, shape: LayerShape, choice: Choice, target: Target) -> Usage:
+        """What a layer does for a batch."""
+        model = layer_graph(shape, choice, target)
+        return usage(model, {INPUT: input_shape(shape, target.batch)}, self.machine)
+
+    def __call__(self, shape: LayerShape, choice: Choice, target: Target) -> float:
+        """Seconds for a batch."""
+        return self.usage(shape, choice, target).seconds

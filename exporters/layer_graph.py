@@ -1,0 +1,83 @@
+"""The graph of one layer by itself, with what comes before and after it in its own layout.
+
+For the planner: what a layer costs depends on shapes alone, so its weights are zeros.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
+from lipdeploy.exporters.onnx_grid import Grid, Wanted, add_bias, halves, space_to_depth
+from lipdeploy.exporters.onnx_operators import emit_operator
+from lipdeploy.exporters.plan import Choice, LayerShape, Target
+from lipdeploy.fourier import RealFourier
+from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
+from lipdeploy.rounding import BLOCKS
+from lipdeploy.spectral import FusedSpectralConv, SpectralConv
+from lipdeploy.taylor import TaylorConv
+
+INPUT = "x"
+TYPICAL_DEGREE = 16
+"""Of a series whose kernel is not known yet."""
+
+
+def skeleton(shape: LayerShape, choice: Choice) -> LinearOperator:
+    """The operator of a choice, all weights 0."""
+    n, c_in, c_out = shape.grid, shape.in_channels, shape.out_channels
+    if choice.form == "pointwise":
+        return PointwiseMatrix(n, _zeros(c_in, c_out))
+    if choice.form == "dense":
+        return DenseMatrix(n, _zeros(n * n * c_in, n * n * c_out))
+    if choice.form == "taylor":
+        c, k = max(c_in, c_out), shape.kernel_size
+        return TaylorConv(n, c_in, c_out, _zeros(k * k, c, c), TYPICAL_DEGREE)
+    fourier = RealFourier(n)
+    count = len(fourier.frequencies())
+    real, pairs = _zeros(fourier.edge**2, c_out, c_in), _zeros(count, 2, c_out, c_in)
+    if choice.form == "fused":
+        plane = _zeros(n * n, n * n)
+        return FusedSpectralConv(
+            plane=plane, real_blocks=real, complex_blocks=pairs, copies=choice.copies
+        )
+    basis, phases = _zeros(n, n), _zeros(2 * n, 2 * n)
+    return SpectralConv(
+        basis=basis, phases=phases, real_blocks=real, complex_blocks=pairs, copies=choice.copies
+    )
+
+
+def _zeros(*shape: int) -> NDArray[np.float32]:
+    return np.zeros(shape, dtype=np.float32)
+
+
+def input_shape(shape: LayerShape, batch: int) -> tuple[int, ...]:
+    """Of the value `INPUT`."""
+    n, c = shape.grid, shape.in_channels
+    return (4, n, n, c // 4, batch) if shape.cells else (n, n, c, batch)
+
+
+def layer_graph(shape: LayerShape, choice: Choice, target: Target) -> onnx.ModelProto:
+    """Input, linear layer, bias, maximum of channel pairs, and space-to-depth if that follows."""
+    graph = GraphBuilder(BLOCKS[target.accumulation], prepared=True)
+    x = Grid((INPUT,), shape.grid, shape.in_channels, "cells" if shape.cells else "standard")
+    wanted = Wanted(shape.out_channels % 2 == 0, shape.cut and shape.grid % 2 == 0)
+    y = emit_operator(skeleton(shape, choice), graph, x, "layer", wanted)
+    y = add_bias(graph, y, graph.weight("layer.bias", _zeros(shape.out_channels)))
+    if wanted.halves:
+        y, *pair = halves(graph, y)
+        y = replace(y, pieces=(graph.node("Max", *pair),), channels=y.channels // 2)
+    if shape.cut:
+        y = space_to_depth(graph, y)
+    value = helper.make_tensor_value_info
+    proto = helper.make_graph(
+        graph.nodes,
+        "layer",
+        [value(INPUT, TensorProto.FLOAT, input_shape(shape, target.batch))],
+        [value(name, TensorProto.FLOAT, None) for name in y.pieces],
+        list(graph.constants.values()),
+    )
+    imports = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(proto, opset_imports=imports, ir_version=IR_VERSION)

@@ -1,0 +1,76 @@
+"""Measuring candidates on this machine, once: `lipdeploy export --tune`."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from lipdeploy.exporters.layer_graph import INPUT, input_shape, layer_graph
+from lipdeploy.exporters.plan import Choice, LayerShape, Target
+from lipdeploy.files import write_atomically
+from lipdeploy.runtimes.onnx import OnnxRuntime
+from lipdeploy.versions import installed_version
+
+RUNS, SECONDS = 31, 0.3
+"""At most so many runs of a layer, or so long."""
+
+
+def default_cache() -> Path:
+    """Where measurements of this machine are kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "lipdeploy" / "tuning.json"
+
+
+class Tuner:
+    """Seconds of a layer, measured with ONNX Runtime on the CPU; remembers what it has measured.
+
+    Args:
+        cache: a JSON file; a missing or damaged one is begun anew.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._cache = cache or default_cache()
+        self._known = _read(self._cache)
+        self.measured = 0
+
+    def __call__(self, shape: LayerShape, choice: Choice, target: Target) -> float:
+        """Median seconds for a batch."""
+        key = f"{_machine()} {shape} {choice} {target}"
+        if key not in self._known:
+            self._known[key] = _measure(shape, choice, target)
+            self.measured += 1
+            self._cache.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(json.dumps(self._known, indent=1).encode(), self._cache)
+        return self._known[key]
+
+
+def _read(cache: Path) -> dict[str, float]:
+    try:
+        values = json.loads(cache.read_text())
+        return {str(key): float(value) for key, value in values.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _machine() -> str:
+    """What a measurement depends on besides the layer."""
+    engine = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
+    return f"{platform.machine()} x{os.cpu_count()} onnxruntime {engine}"
+
+
+def _measure(shape: LayerShape, choice: Choice, target: Target) -> float:
+    model = layer_graph(shape, choice, target)
+    runtime = OnnxRuntime(bytes(model.SerializeToString()), "cpu")
+    outputs = [output.name for output in model.graph.output]
+    generator = np.random.default_rng(0)
+    inputs = {INPUT: generator.normal(size=input_shape(shape, target.batch)).astype(np.float32)}
+    times: list[float] = []
+    while len(times) < RUNS and sum(times) < SECONDS:
+        start = time.perf_counter()
+        runtime.outputs(outputs, inputs)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:] or times)
