@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
+from lipdeploy.exporters.tiles import tiled_conv
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
@@ -176,6 +177,7 @@ def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
 _BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
     "pointwise": pointwise_matrix,
     "spectral": spectral_conv,
+    "tiled": tiled_conv,
     "dense": dense_matrix,
     "taylor": taylor_conv,
 }

@@ -7,10 +7,12 @@ import numpy as np
 
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
+from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.spectral import SpectralConv
 from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv
 
 
 @singledispatch
@@ -140,3 +142,16 @@ def _(operator: TaylorConv, graph: GraphBuilder, x: str, prefix: str) -> str:
         v = graph.node("Add", x, scaled)
     y = graph.node("Mul", v, graph.number(operator.scale))
     return graph.slices(y, {3: slice(0, operator.out_channels)})
+
+
+@emit_operator.register
+def _(operator: TiledConv, graph: GraphBuilder, x: str, prefix: str) -> str:
+    """Tiles are stacked along the last axis, so the batch goes there and back."""
+
+    def swapped(value: str) -> str:
+        return graph.transpose(value, 0, 1, 3, 2)
+
+    def inner(tiles: str) -> str:
+        return swapped(emit_operator(operator.inner, graph, swapped(tiles), f"{prefix}.inner"))
+
+    return swapped(emit_tiles(operator, graph, swapped(x), inner))

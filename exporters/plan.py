@@ -1,17 +1,20 @@
 """Which form each layer gets."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lipdeploy.errors import FreezeError
 
-FormChoice = Literal["auto", "spectral", "dense", "taylor"]
-FORM_CHOICES: tuple[FormChoice, ...] = ("auto", "spectral", "dense", "taylor")
+FormChoice = Literal["auto", "spectral", "tiled", "dense", "taylor"]
+FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
 
 DENSE_LIMIT = 2048
 """Largest side of a dense matrix that is chosen without being asked for."""
 
 MAX_DENSE_BYTES = 2 << 30
+
+TILE = 32
+"""Side of a tile, and of the largest grid whose frequencies are all stored unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,11 @@ class LayerShape:
 
 
 def choose_form(shape: LayerShape, choice: FormChoice = "auto") -> str:
-    """The form of one layer: "pointwise", "spectral", "dense" or "taylor".
+    """The form of one layer: "pointwise", "spectral", "tiled", "dense" or "taylor".
 
     A layer without spatial extent is one matrix, whatever was asked for. A circular one is cheapest
-    and exact frequency by frequency. A zero-padded one is exact as a matrix, which a large grid
+    and exact frequency by frequency, but their number grows with the grid: a large grid is cut
+    into tiles, its kernel trimmed. A zero-padded one is exact as a matrix, which a large grid
     makes too large; there the series stays, with a proven remainder.
 
     Raises:
@@ -53,12 +57,18 @@ def choose_form(shape: LayerShape, choice: FormChoice = "auto") -> str:
     is_circular = shape.padding == "circular"
     if choice == "auto":
         if is_circular:
-            return "pointwise" if shape.grid == 1 else "spectral"
+            if shape.grid == 1:
+                return "pointwise"
+            return "spectral" if shape.grid <= TILE else "tiled"
         return "dense" if shape.dense_side <= DENSE_LIMIT else "taylor"
-    if choice == "spectral" and not is_circular:
+    if choice in ("spectral", "tiled") and not is_circular:
         raise FreezeError(
-            "a zero-padded layer is no convolution and has no spectral form; use --form dense, "
+            f"a zero-padded layer is no convolution and has no {choice} form; use --form dense, "
             "taylor or auto, or train with --padding circular"
+        )
+    if choice == "tiled" and shape.grid < TILE:
+        raise FreezeError(
+            f"a grid of {shape.grid} is smaller than a tile of {TILE}; use --form spectral or auto"
         )
     if choice == "taylor" and is_circular:
         raise FreezeError("the taylor form is for zero padding; use --form spectral or auto")

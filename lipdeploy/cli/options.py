@@ -143,8 +143,8 @@ Output = Annotated[
 Form = Annotated[
     str,
     typer.Option(
-        autocompletion=_one_of("auto", "spectral", "dense", "taylor"),
-        help="Form of the frozen layers: auto, spectral, dense or taylor.",
+        autocompletion=_one_of("auto", "spectral", "tiled", "dense", "taylor"),
+        help="Form of the frozen layers: auto, spectral, tiled, dense or taylor.",
     ),
 ]
 Weights = Annotated[
