@@ -281,14 +281,13 @@ def symbol_distance_upper(inner: SpectralConv, taps: Array, norms: Norms = norms
     Let F, G be the exact and the stored transform along both axes, M, L the exact and the
     stored middle, so that C = F^T M F and S = G^T L G, with ||F|| = 1. Then
 
-        S - C = G^T (L - M) G + G^T M (G - F) + (G - F)^T M F,
+        S - C = F^T (L - M) F + G^T L (G - F) + (G - F)^T L F,
 
-    so ||S - C|| <= ||G||^2 ||L - M|| + (||G|| + 1) ||M|| ||G - F||. With B the exact and b the
-    stored basis of one axis ||G|| <= ||b||^2 and ||G - F|| <= ||b - B|| (||b|| + 1). ||L - M|| is
-    the largest distance of a stored block, free of the butterflies' factor, from the symbol (see
-    `SpectralConv.norm_upper`), and ||M|| the largest symbol, at most that much above the largest
-    stored block. An entry of B is computed from angles up to pi t with a few roundings, so that
-    it is within (20 t + 64) u (2 / t)^(1/2).
+    so ||S - C|| <= ||L - M|| + (||G|| + 1) ||L|| ||G - F||. With B the exact and b the stored basis
+    of one axis ||G|| <= ||b||^2 and ||G - F|| <= ||b - B|| (||b|| + 1). ||L|| is the norm of the
+    largest stored block, free of the butterflies' factor, and ||L - M|| the largest distance of one
+    from the symbol (see `SpectralConv.norm_upper`). B is computed from angles up to pi t with a few
+    roundings, so that each entry is within (20 t + 64) u (2 / t)^(1/2).
 
     Args:
         inner: S, on a grid of t x t.
@@ -300,12 +299,13 @@ def symbol_distance_upper(inner: SpectralConv, taps: Array, norms: Norms = norms
     rounded = (20 * t + 64) * math.sqrt(2 * t) + 2 * float(frobenius_upper(difference))
     basis_norm = norm_upper(basis)
     basis_error = (norm_upper(difference) + rounded * UNIT_ROUNDOFF) * (basis_norm + 1)
-    norm, slack = basis_norm**2, symbol_slack(taps)
     stored, exact_symbols = _stored_symbols(inner), _exact_symbols(inner, taps)
+    # The rounding of a - b is at most u ||a - b||_F, within MARGIN of its norm.
     pairs = zip(stored, exact_symbols, strict=True)
-    distance = max(float(np.max(norms(a - b), initial=0.0)) for a, b in pairs) * MARGIN + slack
-    largest = max(float(np.max(norms(blocks), initial=0.0)) for blocks in stored) + distance
-    return (norm**2 * distance + (norm + 1) * largest * basis_error) * MARGIN
+    distance = max(float(np.max(norms(a - b), initial=0.0)) for a, b in pairs)
+    largest = max(float(np.max(norms(blocks), initial=0.0)) for blocks in stored)
+    rest = symbol_slack(taps) + (basis_norm**2 + 1) * largest * basis_error
+    return (distance + rest) * MARGIN
 
 
 def _stored_symbols(inner: SpectralConv) -> tuple[Array, Array]:
