@@ -21,6 +21,7 @@ from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.cost import CostModel
 from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
+from lipdeploy.exporters.tiles import tiled_conv
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
@@ -229,6 +230,7 @@ def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
 
 _BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
     "pointwise": pointwise_matrix,
+    "tiled": tiled_conv,
     "dense": dense_matrix,
     "taylor": taylor_conv,
 }

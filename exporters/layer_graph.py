@@ -13,16 +13,17 @@ from onnx import TensorProto, helper
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted, add_bias, halves, space_to_depth
 from lipdeploy.exporters.onnx_operators import emit_operator
-from lipdeploy.exporters.plan import Choice, LayerShape, Target
+from lipdeploy.exporters.plan import TILE, Choice, LayerShape, Target
 from lipdeploy.fourier import RealFourier
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import BLOCKS
 from lipdeploy.spectral import FusedSpectralConv, SpectralConv
 from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv
 
 INPUT = "x"
-TYPICAL_DEGREE = 16
-"""Of a series whose kernel is not known yet."""
+TYPICAL_DEGREE, TYPICAL_KERNEL = 16, 13
+"""Of a series, and of an exponential, whose kernel is not known yet."""
 
 
 def skeleton(shape: LayerShape, choice: Choice) -> LinearOperator:
@@ -35,18 +36,26 @@ def skeleton(shape: LayerShape, choice: Choice) -> LinearOperator:
     if choice.form == "taylor":
         c, k = max(c_in, c_out), shape.kernel_size
         return TaylorConv(n, c_in, c_out, _zeros(k * k, c, c), TYPICAL_DEGREE)
+    if choice.form == "tiled":
+        return TiledConv(n, TYPICAL_KERNEL, _separable(TILE, c_in, c_out, 1))
+    if choice.form == "spectral":
+        return _separable(n, c_in, c_out, choice.copies)
+    plane = _zeros(n * n, n * n)
+    return FusedSpectralConv(plane=plane, **_blocks(n, c_in, c_out), copies=choice.copies)
+
+
+def _separable(n: int, c_in: int, c_out: int, copies: int) -> SpectralConv:
+    basis, phases = _zeros(n, n), _zeros(2 * n, 2 * n)
+    return SpectralConv(basis=basis, phases=phases, **_blocks(n, c_in, c_out), copies=copies)
+
+
+def _blocks(n: int, c_in: int, c_out: int) -> dict[str, NDArray[np.float32]]:
     fourier = RealFourier(n)
     count = len(fourier.frequencies())
-    real, pairs = _zeros(fourier.edge**2, c_out, c_in), _zeros(count, 2, c_out, c_in)
-    if choice.form == "fused":
-        plane = _zeros(n * n, n * n)
-        return FusedSpectralConv(
-            plane=plane, real_blocks=real, complex_blocks=pairs, copies=choice.copies
-        )
-    basis, phases = _zeros(n, n), _zeros(2 * n, 2 * n)
-    return SpectralConv(
-        basis=basis, phases=phases, real_blocks=real, complex_blocks=pairs, copies=choice.copies
-    )
+    return {
+        "real_blocks": _zeros(fourier.edge**2, c_out, c_in),
+        "complex_blocks": _zeros(count, 2, c_out, c_in),
+    }
 
 
 def _zeros(*shape: int) -> NDArray[np.float32]:

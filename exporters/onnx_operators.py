@@ -4,12 +4,14 @@ from functools import singledispatch
 
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
-from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, standard
+from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, joined, standard
 from lipdeploy.exporters.onnx_spectral import Fused, Separable
+from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.spectral import FusedSpectralConv, SpectralConv
 from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv
 
 
 @singledispatch
@@ -84,3 +86,17 @@ def _(operator: TaylorConv, graph: GraphBuilder, x: Grid, prefix: str, wanted: W
     y = graph.node("Mul", v, graph.number(operator.scale))
     kept = graph.slices(y, {2: slice(0, operator.out_channels)})
     return Grid((kept,), n, operator.out_channels)
+
+
+@emit_operator.register
+def _(operator: TiledConv, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
+    """Tiles are stacked along the batch, the last axis."""
+
+    def inner(tiles: str) -> str:
+        tile = Grid((tiles,), operator.tile, operator.in_channels)
+        return joined(
+            graph, emit_operator(operator.inner, graph, tile, f"{prefix}.inner", Wanted())
+        )
+
+    whole = emit_tiles(operator, graph, standard(graph, x), inner)
+    return Grid((whole,), operator.grid, operator.out_channels)

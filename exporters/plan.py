@@ -1,13 +1,13 @@
 """Which form each layer gets: the fastest for a target, as far as the certificate allows."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lipdeploy.errors import FreezeError
 from lipdeploy.rounding import Accumulation
 
-FormChoice = Literal["auto", "spectral", "fused", "dense", "taylor"]
+FormChoice = Literal["auto", "spectral", "fused", "tiled", "dense", "taylor"]
 FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
 
 DENSE_LIMIT = 2048
@@ -17,6 +17,12 @@ FUSED_LIMIT = 16
 """Largest grid whose transform is made one matrix without being asked for."""
 
 MAX_DENSE_BYTES = 2 << 30
+
+TILE = 32
+"""Side of a tile."""
+
+SPECTRAL_LIMIT = 1 << 24
+"""Most numbers of the blocks of a layer larger than a tile that is not cut into tiles."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,8 @@ def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ..
     """The ways to evaluate a layer.
 
     A layer without spatial extent is one matrix, whatever was asked for. A circular one is cheapest
-    and exact frequency by frequency. A zero-padded one is exact as a matrix, which a large grid
+    and exact frequency by frequency, but their number grows with the grid: a large grid is cut
+    into tiles, its kernel trimmed. A zero-padded one is exact as a matrix, which a large grid
     makes too large; there the series stays, with a proven remainder.
 
     Raises:
@@ -112,13 +119,24 @@ def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ..
         is_small = shape.dense_side <= DENSE_LIMIT
         if not is_circular:
             return (Choice("dense" if is_small else "taylor"),)
-        fused = _copies("fused") if shape.grid <= FUSED_LIMIT else ()
-        dense = (Choice("dense"),) if is_small else ()
-        return (*(_copies("spectral") if shape.grid >= 3 else ()), *fused, *dense)
+        return tuple(_circular(shape)) + ((Choice("dense"),) if is_small else ())
     _check(shape, form, is_circular=is_circular)
     if form == "spectral" and shape.grid < 3:
         return _copies("fused")
+    if form == "tiled" and shape.grid < TILE:
+        return tuple(_circular(shape))
     return _copies(form) if form in ("spectral", "fused") else (Choice(form),)
+
+
+def _circular(shape: LayerShape) -> Iterator[Choice]:
+    """Forms that work frequency by frequency and are not too large."""
+    blocks = shape.grid**2 * shape.in_channels * shape.out_channels
+    if 3 <= shape.grid <= TILE or (shape.grid > TILE and blocks <= SPECTRAL_LIMIT):
+        yield from _copies("spectral")
+    if shape.grid <= FUSED_LIMIT:
+        yield from _copies("fused")
+    if shape.grid > TILE:
+        yield Choice("tiled")
 
 
 def _copies(form: str) -> tuple[Choice, ...]:
@@ -126,7 +144,7 @@ def _copies(form: str) -> tuple[Choice, ...]:
 
 
 def _check(shape: LayerShape, form: FormChoice, *, is_circular: bool) -> None:
-    if form in ("spectral", "fused") and not is_circular:
+    if form in ("spectral", "fused", "tiled") and not is_circular:
         raise FreezeError(
             f"a zero-padded layer is no convolution and has no {form} form; use --form dense, "
             "taylor or auto, or train with --padding circular"

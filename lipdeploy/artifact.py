@@ -38,6 +38,7 @@ from lipdeploy.rounding import (
 )
 from lipdeploy.spectral import FusedSpectralConv, SpectralConv
 from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv
 
 Weights = NDArray[Any]
 
@@ -66,10 +67,10 @@ PLAIN_FIELDS = {
 MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
-FORMS: dict[str, type[LinearOperator]] = {
+FORMS: dict[str, Callable[..., LinearOperator]] = {
     kind.form: kind
     for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, FusedSpectralConv, TaylorConv)
-}
+} | {TiledConv.form: TiledConv.restore}
 SIMPLE: dict[str, Callable[[], Operation]] = {
     kind.kind: kind for kind in (MaxMin, ChannelMax, SpaceToDepth)
 }

@@ -26,9 +26,16 @@ from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import PAIRWISE_CLASSES, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix, exact
-from lipdeploy.rounding import FLOAT32, AffineBound, Rounding, exponential_remainder_upper
+from lipdeploy.rounding import (
+    FLOAT32,
+    MARGIN,
+    AffineBound,
+    Rounding,
+    exponential_remainder_upper,
+)
 from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
 from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv, symbol_distance_upper, symbol_slack
 
 Array = NDArray[np.float64]
 Verdict = Literal["integrity", "soundness"]
@@ -143,6 +150,23 @@ def _(operator: TaylorConv) -> float:
             norms.append(float(np.max(residual_norms_upper(symbols))))
     remainder = exponential_remainder_upper(up(max(norms) + slack), operator.degree)
     return up(abs(operator.scale) * up(1 + remainder))
+
+
+@independent_norm_upper.register
+def _(operator: TiledConv) -> float:
+    """As `TiledConv.norm_upper`, but every frequency of the grid itself, as a complex matrix.
+
+    The bound of a symbol's rounding, and what is bounded to prove the distance of a tile from a
+    convolution, are shared; the norms are proven otherwise.
+    """
+    n, k, taps, norms = operator.grid, operator.kernel_size, operator.taps, [0.0]
+    for row in range(n // 2 + 1):
+        frequencies = np.stack([np.full(n, row), np.arange(n)], axis=1)
+        cosines, sines = symbol_factors(frequencies, k, n)
+        found = residual_norms_upper(np.tensordot(cosines + 1j * sines, taps, axes=1))
+        norms.append(float(np.max(found)))
+    distance = symbol_distance_upper(operator.inner, taps, residual_norms_upper)
+    return up((up(max(norms) + symbol_slack(taps)) + operator.overlap * distance) * MARGIN)
 
 
 @singledispatch

@@ -143,9 +143,9 @@ Output = Annotated[
 Form = Annotated[
     str,
     typer.Option(
-        autocompletion=_one_of("auto", "spectral", "fused", "dense", "taylor"),
-        help="Form of the frozen layers: auto (the fastest of each), spectral, fused, dense or "
-        "taylor.",
+        autocompletion=_one_of("auto", "spectral", "fused", "tiled", "dense", "taylor"),
+        help="Form of the frozen layers: auto (the fastest of each), spectral, fused, tiled, dense "
+        "or taylor.",
     ),
 ]
 Weights = Annotated[
