@@ -12,12 +12,12 @@ from functools import singledispatch
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
+from lipdeploy.exporters.exponential import skew_exponential
 from lipdeploy.exporters.plan import FormChoice, LayerShape, choose_form
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead
@@ -106,11 +106,6 @@ def _numpy(tensor: Tensor | nn.Module) -> Array:
     return tensor.detach().cpu().double().numpy()
 
 
-def _exponential(matrices: Array) -> NDArray[Any]:
-    result: NDArray[Any] = torch.linalg.matrix_exp(torch.from_numpy(matrices)).numpy()
-    return result
-
-
 def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
     """Rows and columns of channels that exist, transposed to act from the right."""
     kept = blocks[..., : shape.out_channels, : shape.in_channels]
@@ -119,7 +114,7 @@ def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
 
 def pointwise_matrix(taps: Array, shape: LayerShape) -> PointwiseMatrix:
     """Exp of the sum of the taps: a 1 x 1 kernel, or any circular kernel on a single point."""
-    return PointwiseMatrix(shape.grid, _right(_exponential(taps.sum(axis=0)), shape))
+    return PointwiseMatrix(shape.grid, _right(skew_exponential(taps.sum(axis=0)), shape))
 
 
 def spectral_conv(taps: Array, shape: LayerShape) -> SpectralConv:
@@ -128,11 +123,11 @@ def spectral_conv(taps: Array, shape: LayerShape) -> SpectralConv:
     real, _ = symbol_factors(fourier.real_frequencies(), shape.kernel_size, shape.grid)
     factors = symbol_factors(fourier.complex_frequencies(), shape.kernel_size, shape.grid)
     cosine, sine = (np.tensordot(factor, taps, axes=1) for factor in factors)
-    rotations = _right(_exponential(cosine + 1j * sine), shape)
+    rotations = _right(skew_exponential(cosine + 1j * sine), shape)
     stacked = np.concatenate([rotations.real, rotations.imag], axis=2)
     return SpectralConv(
         basis=fourier.basis(),
-        real_blocks=_right(_exponential(np.tensordot(real, taps, axes=1)), shape),
+        real_blocks=_right(skew_exponential(np.tensordot(real, taps, axes=1)), shape),
         complex_blocks=stacked * fourier.block_scale()[:, None, None],
     )
 
@@ -155,7 +150,7 @@ def dense_skew(taps: Array, shape: LayerShape) -> Array:
 def dense_matrix(taps: Array, shape: LayerShape) -> DenseMatrix:
     """Exp of the whole skew matrix; exact for either padding."""
     n, channels = shape.grid, taps.shape[1]
-    rotation = _exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
+    rotation = skew_exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
     kept = rotation[:, : shape.out_channels, :, : shape.in_channels]
     rows = kept.reshape(n * n * shape.out_channels, n * n * shape.in_channels)
     return DenseMatrix(n, np.ascontiguousarray(rows.T))
