@@ -142,7 +142,7 @@ class SpectralConv:
         the size.
         """
         basis = norm_upper(self.basis)
-        largest = max(float(np.max(norms_upper(self.real_blocks))), self._block_norm_upper)
+        largest = max(self._products[0].norm_upper, self._block_norm_upper)
         squared = up(basis * basis)
         return up(up(squared * squared) * largest)
 
