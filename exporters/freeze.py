@@ -13,13 +13,13 @@ from itertools import takewhile
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.cost import CostModel
+from lipdeploy.exporters.exponential import skew_exponential
 from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
 from lipdeploy.exporters.tiles import tiled_conv
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
@@ -162,11 +162,6 @@ def _numpy(tensor: Tensor | nn.Module) -> Array:
     return tensor.detach().cpu().double().numpy()
 
 
-def _exponential(matrices: Array) -> NDArray[Any]:
-    result: NDArray[Any] = torch.linalg.matrix_exp(torch.from_numpy(matrices)).numpy()
-    return result
-
-
 def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
     """Rows and columns of channels that exist, transposed to act from the right."""
     kept = blocks[..., : shape.out_channels, : shape.in_channels]
@@ -175,7 +170,7 @@ def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
 
 def pointwise_matrix(taps: Array, shape: LayerShape) -> PointwiseMatrix:
     """Exp of the sum of the taps: a 1 x 1 kernel, or any circular kernel on a single point."""
-    return PointwiseMatrix(shape.grid, _right(_exponential(taps.sum(axis=0)), shape))
+    return PointwiseMatrix(shape.grid, _right(skew_exponential(taps.sum(axis=0)), shape))
 
 
 def spectral_blocks(taps: Array, shape: LayerShape) -> dict[str, Array]:
@@ -185,9 +180,9 @@ def spectral_blocks(taps: Array, shape: LayerShape) -> dict[str, Array]:
     factors = symbol_factors(fourier.frequencies(), shape.kernel_size, shape.grid)
     cosine, sine = (np.tensordot(factor, taps, axes=1) for factor in factors)
     kept = (..., slice(shape.out_channels), slice(shape.in_channels))
-    rotations = _exponential(cosine + 1j * sine)[kept]
+    rotations = skew_exponential(cosine + 1j * sine)[kept]
     return {
-        "real_blocks": _exponential(np.tensordot(real, taps, axes=1))[kept],
+        "real_blocks": skew_exponential(np.tensordot(real, taps, axes=1))[kept],
         "complex_blocks": np.stack([rotations.real, rotations.imag], axis=1),
     }
 
@@ -210,7 +205,7 @@ def dense_skew(taps: Array, shape: LayerShape) -> Array:
 def dense_matrix(taps: Array, shape: LayerShape) -> DenseMatrix:
     """Exp of the whole skew matrix; exact for either padding."""
     n, channels = shape.grid, taps.shape[1]
-    rotation = _exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
+    rotation = skew_exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
     kept = rotation[:, : shape.out_channels, :, : shape.in_channels]
     rows = kept.reshape(n * n * shape.out_channels, n * n * shape.in_channels)
     return DenseMatrix(n, np.ascontiguousarray(rows.T))

@@ -28,6 +28,10 @@ TINY = 1e-280
 """Absolute slack for underflow, far above what it can cause at sizes that fit into memory."""
 
 
+CHUNK = 1 << 18
+"""Entries of a stack that are worked on at a time, of which a dozen copies are made."""
+
+
 def gamma(n: int) -> float:
     """Upper bound of n u / (1 - n u) for inner products of length n in float64."""
     nu = n * UNIT_ROUNDOFF
@@ -128,6 +132,16 @@ def norms_upper(matrices: NDArray[Any]) -> Array:
     Raises:
         BoundError: as `largest_eigenvalue_upper`.
     """
+    m, n = matrices.shape[-2:]
+    stack = matrices.reshape(math.prod(matrices.shape[:-2]), m, n)
+    step = max(1, CHUNK // max(1, m * n))
+    parts = [_norms_upper(stack[i : i + step]) for i in range(0, len(stack), step)]
+    bound: Array = np.concatenate([np.empty(0), *parts]).reshape(matrices.shape[:-2])
+    return bound
+
+
+def _norms_upper(matrices: NDArray[Any]) -> Array:
+    """The same, all of the stack at once."""
     w = np.asarray(matrices, dtype=np.float64)
     if w.shape[-1] > w.shape[-2]:
         w = np.swapaxes(w, -1, -2)

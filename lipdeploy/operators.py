@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from lipdeploy.bounds import norm_upper
 from lipdeploy.errors import ShapeError
 from lipdeploy.rounding import Product, Rounding, Step, stored
 
@@ -112,7 +111,7 @@ class _OneMatrix:
     @cached_property
     def norm_upper(self) -> float:
         """The norm of the matrix, also where it acts at every grid point: blocks are equal."""
-        return norm_upper(self.matrix)
+        return self._product.norm_upper
 
     @cached_property
     def _product(self) -> Product:

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp, mpf
 
+from lipdeploy import bounds
 from lipdeploy.bounds import (
     down,
     frobenius_upper,
@@ -68,10 +69,15 @@ def test_extreme_matrices_are_bounded(matrix: np.ndarray) -> None:
     assert mpf(norm_upper(matrix)) >= exact_norm(matrix)
 
 
-def test_stacks_are_bounded_one_by_one() -> None:
-    stack = np.random.default_rng(0).normal(size=(7, 3, 5))
-    for bound, matrix in zip(norms_upper(stack), stack, strict=True):
-        assert 0 <= bound / np.linalg.norm(matrix, 2) - 1 < 1e-9
+@pytest.mark.parametrize("chunk", [1, 45, 1 << 18])
+def test_stacks_are_bounded_one_by_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "CHUNK", chunk)
+    stack = np.random.default_rng(0).normal(size=(2, 4, 3, 5))
+    found = norms_upper(stack)
+    assert found.shape == (2, 4)
+    for index in np.ndindex(2, 4):
+        assert 0 <= found[index] / np.linalg.norm(stack[index], 2) - 1 < 1e-9
+    assert norms_upper(stack[:0]).shape == (0, 4)
 
 
 def test_a_large_orthogonal_float16_matrix_is_bounded_within_a_millionth() -> None:

@@ -13,7 +13,9 @@ from test_verify import write
 
 from lipdeploy.artifact import describe, restore
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
+from lipdeploy.exporters.freeze import freeze_kernel
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
+from lipdeploy.exporters.onnx_grid import Grid, Wanted
 from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.exporters.plan import Choice, LayerShape, candidates
@@ -341,10 +343,9 @@ def test_the_graph_computes_the_operator(grid: int, tile: int, size: int) -> Non
     graph = GraphBuilder()
 
     def inner(x: str) -> str:
-        batch_first = graph.transpose(x, 0, 1, 3, 2)
-        return graph.transpose(
-            emit_operator(operator.inner, graph, batch_first, "layer"), 0, 1, 3, 2
-        )
+        given = Grid((x,), tile, 2)
+        (result,) = emit_operator(operator.inner, graph, given, "layer", Wanted()).pieces
+        return result
 
     graph.node("Identity", emit_tiles(operator, graph, "x", inner), output="y")
     infos = (
@@ -362,7 +363,7 @@ def test_the_graph_computes_the_operator(grid: int, tile: int, size: int) -> Non
 
 
 def test_a_tiled_engine_passes_every_check(tmp_path: Path) -> None:
-    checks = list(verify(write(tmp_path / "model.onnx", image_size=40)))
+    checks = list(verify(write(tmp_path / "model.onnx", form="tiled", image_size=40)))
     assert all(check.passed for check in checks), [c for c in checks if not c.passed]
     names = [check.name for check in checks if check.name.startswith("norm of layer")]
     assert names[:2] == ["norm of layer 0 (tiled)", "norm of layer 1 (spectral)"]
