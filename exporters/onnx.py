@@ -48,7 +48,8 @@ def build_model(
     graph = GraphBuilder(BLOCKS[manifest.accumulation], prepared=prepared)
     n, layer = network.image_size, 0
     flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
-    x = Grid((graph.reshape(flat, 3, n, n, -1),), n, 3, "colours")
+    colours_last = graph.transpose(graph.reshape(flat, 3, n, n, -1), 1, 2, 0, 3)
+    x = Grid((colours_last,), n, 3)
     for index, operation in enumerate(network.operations):
         wanted = wanted_after(network.operations[index + 1 :], x.side)
         x = emit(operation, graph, x, f"layer{layer}", wanted)
@@ -115,7 +116,7 @@ def emit(
 
 @emit.register
 def _(operation: frozen.Shift, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
-    colour = np.array(operation.colour, dtype=np.float32)[:, None, None, None]
+    colour = np.array(operation.colour, dtype=np.float32)[:, None]
     shifted = graph.node("Sub", *x.pieces, graph.constant("shift", colour))
     return replace(x, pieces=(shifted,))
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
 
-Layout = Literal["standard", "parity", "cells", "colours"]
+Layout = Literal["standard", "parity", "cells"]
 PARITY = (3, 1, 0, 2, 4, 5)
 """From (m, i, m, j, c, batch), positions 2 p + i and 2 q + j, to (j, i, m, m, c, batch)."""
 
@@ -26,8 +26,7 @@ class Grid:
         layout: shape of a piece with c channels:
             "standard": (n, n, c, batch);
             "parity": (2, 2, n / 2, n / 2, c, batch), column parity first;
-            "cells": (4, n, n, c / 4, batch), channel (c, i, j) at part 2 j + i, one piece;
-            "colours": (c, n, n, batch), one piece.
+            "cells": (4, n, n, c / 4, batch), channel (c, i, j) at part 2 j + i, one piece.
     """
 
     pieces: tuple[str, ...]
@@ -63,14 +62,14 @@ def standard(graph: GraphBuilder, x: Grid) -> str:
     if x.layout == "cells":
         cells = graph.reshape(name, 2, 2, n, n, c // 4, -1)
         return graph.reshape(graph.transpose(cells, 2, 3, 4, 1, 0, 5), n, n, c, -1)
-    return graph.transpose(name, 1, 2, 0, 3) if x.layout == "colours" else name
+    return name
 
 
 def halves(graph: GraphBuilder, x: Grid) -> tuple[Grid, str, str]:
     """The two halves of the channels, and how they lie."""
     if len(x.pieces) == 2:
         return x, *x.pieces
-    if x.layout in ("cells", "colours"):
+    if x.layout == "cells":
         x = replace(x, pieces=(standard(graph, x),), layout="standard")
     return x, *graph.halves(joined(graph, x), -2, x.channels)
 

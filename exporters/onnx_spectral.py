@@ -16,10 +16,9 @@ class _Parts:
     def __init__(self, graph: GraphBuilder, x: Grid) -> None:
         self.graph = graph
         self.is_cells = x.layout == "cells"
-        parts = {"cells": 4, "colours": x.channels}
-        self.count = parts.get(x.layout, 1)
+        self.count = 4 if self.is_cells else 1
         self.channels = x.channels // self.count
-        self.name = joined(graph, x) if x.layout in parts else standard(graph, x)
+        self.name = joined(graph, x) if self.is_cells else standard(graph, x)
 
     def gather(self, coefficients: str, count: int) -> str:
         """(parts * count, channels * batch) to (count, all channels, batch)."""

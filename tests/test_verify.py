@@ -196,7 +196,7 @@ def add_a_node(model: onnx.ModelProto) -> None:
         (lambda m: edit_weight(m, "head.weight", one_ulp), False, "integrity", "hash"),
         (lower_lipschitz, False, "integrity", "hash"),
         (lower_lipschitz, True, "soundness", "Lipschitz bound"),
-        (lower_layer, True, "soundness", "norm of layer 1 (spectral)"),
+        (lower_layer, True, "soundness", "norm of layer 1 (fused)"),
         (lower_errors, True, "soundness", "rounding errors, float32 blocked"),
         (tf32_with_the_errors_of_float32, True, "soundness", "rounding errors, tf32 blocked"),
         (tf32_with_the_errors_of_float32, True, "soundness", "declared arithmetic"),
