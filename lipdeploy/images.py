@@ -41,6 +41,12 @@ SUFFIXES = frozenset(
         ".webp",
     ]
 )
+MODEL_SUFFIXES = {
+    ".onnx": "an engine, not an image; type 'lipdeploy predict IMAGE --model {}'",
+    ".pt": "a trained model, not an image; type 'lipdeploy export {}', and give the file that it "
+    "writes as --model",
+}
+"""What to say of a file that is no image, by its suffix."""
 PREPROCESSING = {
     "range": "0..255",
     "resize": "shorter side to the network's size, triangle filter, antialiased",
@@ -103,7 +109,7 @@ def decode(source: ImageSource) -> DecodedImage:
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(f"not a readable image (none of {', '.join(FORMATS)})") from error
+            raise ImageError(_not_an_image(source)) from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageError(
                 f"more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller"
@@ -130,6 +136,13 @@ def _scans(data: bytes) -> int:
         start = marker.end()
         position = start + int.from_bytes(data[start : start + 2])
     return count
+
+
+def _not_an_image(source: ImageSource) -> str:
+    suffix = Path(source).suffix.lower() if isinstance(source, str | Path) else ""
+    if suffix in MODEL_SUFFIXES:
+        return MODEL_SUFFIXES[suffix].format(source)
+    return f"not a readable image (none of {', '.join(FORMATS)})"
 
 
 def _one_line(error: Exception) -> str:

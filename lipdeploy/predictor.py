@@ -31,7 +31,8 @@ RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
 VALUES_AT_ONCE = 1 << 26
 """Most numbers of a batch in one place of the network: half a gigabyte in float64."""
 DECODERS = min(8, os.cpu_count() or 1)
-"""Threads that decode."""
+"""Threads that decode: one a core, beside those of the engine, which the system shares out; on two
+cores one or three were no faster. More than eight would be ahead of any engine."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,9 @@ class Predictor:
     ) -> Iterator[Prediction | Failure]:
         """Like calling, but an image that cannot be read gives a Failure and the others go on.
 
-        Sources are read by another thread, never further ahead than two batches and an image for
-        each decoding thread; they must not change once they are given.
+        Sources are read by other threads, one at a time, at most two batches (or one, and an image
+        for each thread that decodes) ahead of the batch whose results are handed out; they must not
+        change once they are given.
         """
         with Pipeline() as pipeline:
             ahead = max(self.batch_size, DECODERS)
