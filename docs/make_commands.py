@@ -4,6 +4,7 @@ from typer.core import TyperArgument, TyperOption
 from typer.main import get_command
 
 from lipdeploy.cli import app
+from lipdeploy.report.prediction import FIELDS
 
 HEAD = """# Commands
 
@@ -15,6 +16,11 @@ go to standard output, everything else to standard error; `NO_COLOR` is respecte
 
 Exit status: 0 fine, 1 something failed, 2 wrong usage, 3 an image is below `--min-radius` or, of
 `check-pair`, not covered, 130 stopped by Ctrl-C."""
+
+OUTPUT = """
+`--json` prints one object an image, `--csv` one line with the same names as columns, where lists
+are JSON. Without certificates their fields, `radius` to `space`, are null.
+"""
 
 EVERYWHERE = {"quiet", "verbose", "debug"}
 
@@ -39,6 +45,9 @@ def main() -> None:
         for parameter in command.params:
             if parameter.name not in EVERYWHERE:
                 print(line(parameter))
+        if name == "predict":
+            print(OUTPUT)
+            print("\n".join(f"- `{field}`: {meaning}." for field, meaning in FIELDS.items()))
 
 
 if __name__ == "__main__":

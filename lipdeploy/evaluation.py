@@ -9,7 +9,8 @@ from fractions import Fraction
 from lipdeploy.datasets import LabelledSources
 from lipdeploy.decimals import float_lower
 from lipdeploy.images import ImageSource
-from lipdeploy.predictor import Failure, Prediction, Predictor
+from lipdeploy.prediction import Failure, Prediction
+from lipdeploy.predictor import Predictor
 
 STANDARD_RADII = (Fraction(36, 255), Fraction(72, 255), Fraction(108, 255), Fraction(1))
 """Those that the field reports, l2 in pixels of [0, 1]."""
@@ -44,7 +45,7 @@ class Outcome:
 
 
 def outcomes(predictor: Predictor, images: LabelledSources[ImageSource]) -> Iterator[Outcome]:
-    """Predict and compare, in order, never holding more than a batch of images.
+    """Predict and compare, in order, never holding more images than the predictor reads ahead.
 
     Args:
         predictor: certifies, too.

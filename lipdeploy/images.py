@@ -1,4 +1,4 @@
-"""Safe decoding of image files, and one linear resize-and-crop used in training and prediction.
+"""Safe decoding of image files, and what the network gets of them.
 
 Decoding lies outside the guarantee. What follows it is a linear map with a known norm, so a radius
 around the network's input becomes a radius around the decoded image.
@@ -7,9 +7,8 @@ around the network's input becomes a radius around the decoded image.
 import io
 import logging
 import re
-import warnings
+import threading
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lipdeploy.bounds import frobenius_upper, gamma, norm_upper, up
+from lipdeploy.bounds import frobenius_upper, gamma, up
 from lipdeploy.errors import ImageError
+from lipdeploy.quiet import QuietPillow
+from lipdeploy.resize import Pixels, linear_resize
 
-Array = NDArray[np.float64]
-Pixels = NDArray[np.uint8]
 ImageSource = str | Path | bytes | Image.Image | Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -42,6 +41,12 @@ SUFFIXES = frozenset(
         ".webp",
     ]
 )
+MODEL_SUFFIXES = {
+    ".onnx": "an engine, not an image; type 'lipdeploy predict IMAGE --model {}'",
+    ".pt": "a trained model, not an image; type 'lipdeploy export {}', and give the file that it "
+    "writes as --model",
+}
+"""What to say of a file that is no image, by its suffix."""
 PREPROCESSING = {
     "range": "0..255",
     "resize": "shorter side to the network's size, triangle filter, antialiased",
@@ -51,6 +56,9 @@ PREPROCESSING = {
 
 # What Pillow has to say of an image comes as an exception; it must not print it as well.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
+QUIET_PILLOW = QuietPillow()
+ONE_AT_A_TIME = threading.Lock()
+"""For images that somebody else opened: two threads may be given the same one, or the same file."""
 
 JPEG_START, JPEG_SCAN, JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
@@ -59,7 +67,6 @@ MAX_SCANS = 100
 """Ordinary progressive files have about ten."""
 
 MAX_PIXELS = 50_000_000
-MIN_SIDE = 4
 MAX_FILE_BYTES = 200 << 20
 MODES = frozenset({"1", "L", "P", "RGB", "LA", "PA", "RGBA", "CMYK", "YCbCr"})
 FILE_NORMS = {"RGB": 1.0, "L": up(3**0.5)}
@@ -90,12 +97,11 @@ def decode(source: ImageSource) -> DecodedImage:
     """
     if isinstance(source, np.ndarray):
         return DecodedImage(_checked_array(source), file_norm=1.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+    with QUIET_PILLOW:
         try:
             if isinstance(source, Image.Image):
-                return _to_rgb(source)
+                with ONE_AT_A_TIME:
+                    return _to_rgb(source)
             data = source if isinstance(source, bytes) else _read(Path(source))
             _check_scans(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -103,7 +109,7 @@ def decode(source: ImageSource) -> DecodedImage:
         except ImageError:
             raise
         except UnidentifiedImageError as error:
-            raise ImageError(f"not a readable image (none of {', '.join(FORMATS)})") from error
+            raise ImageError(_not_an_image(source)) from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise ImageError(
                 f"more than {MAX_PIXELS / 1e6:.0f} million pixels; make it smaller"
@@ -130,6 +136,13 @@ def _scans(data: bytes) -> int:
         start = marker.end()
         position = start + int.from_bytes(data[start : start + 2])
     return count
+
+
+def _not_an_image(source: ImageSource) -> str:
+    suffix = Path(source).suffix.lower() if isinstance(source, str | Path) else ""
+    if suffix in MODEL_SUFFIXES:
+        return MODEL_SUFFIXES[suffix].format(source)
+    return f"not a readable image (none of {', '.join(FORMATS)})"
 
 
 def _one_line(error: Exception) -> str:
@@ -190,71 +203,6 @@ def _has_8_bits(image: Image.Image) -> bool:
     return not any(";" in str(tile[3]) or tile[0].startswith("ppm") for tile in tiles)
 
 
-def resize_matrix(source: int, target: int) -> Array:
-    """Antialiased linear interpolation of one axis, shape (target, source), rows summing to 1.
-
-    A triangle filter, as wide as the reduction when the axis shrinks; the identity when the sizes
-    agree.
-    """
-    scale = source / target
-    reach = max(scale, 1.0)
-    centres = (np.arange(target) + 0.5) * scale - 0.5
-    weights = np.maximum(0.0, 1 - np.abs(np.arange(source) - centres[:, None]) / reach)
-    matrix: Array = weights / weights.sum(axis=1, keepdims=True)
-    return matrix
-
-
-@dataclass(frozen=True)
-class LinearResize:
-    """Resize the shorter side to `size`, crop the centre: one linear map x -> rows x columns^T.
-
-    Attributes:
-        rows: shape (size, height).
-        columns: shape (size, width).
-        norm_upper: upper bound of the l2 norm of the map.
-    """
-
-    rows: Array
-    columns: Array
-    norm_upper: float
-
-    @property
-    def is_identity(self) -> bool:
-        """Whether the image already has the right size."""
-        return self.rows.shape == self.columns.shape == (len(self.rows),) * 2
-
-    def __call__(self, pixels: Pixels) -> Array:
-        """Map (height, width, 3) to (3, size, size), both 0 ... 255, in float64."""
-        planes = pixels.transpose(2, 0, 1)
-        if self.is_identity:
-            return planes.astype(np.float64)
-        # One colour at a time: in float64 a photograph takes eight times its size.
-        return np.stack([self.rows @ plane.astype(np.float64) @ self.columns.T for plane in planes])
-
-
-@lru_cache(maxsize=256)
-def linear_resize(height: int, width: int, size: int) -> LinearResize:
-    """The map for images of height x width pixels; raises ImageError for extreme shapes."""
-    shorter, longer = sorted((height, width))
-    if shorter < MIN_SIDE:
-        raise ImageError(
-            f"{width} x {height} pixels, expected at least {MIN_SIDE} on each side; give the "
-            "picture itself, not a thumbnail"
-        )
-    if longer > 100 * shorter:
-        raise ImageError(
-            f"{width} x {height} pixels: the sides differ by more than 100 times; cut out a part"
-        )
-    if height == width == size:
-        identity = np.eye(size)
-        return LinearResize(identity, identity, 1.0)
-    rows = _cropped(height, shorter, size)
-    columns = _cropped(width, shorter, size)
-    # The norm of a Kronecker product is the product of the norms; one rounding, upwards.
-    norm = np.nextafter(norm_upper(rows) * norm_upper(columns), np.inf)
-    return LinearResize(rows, columns, float(norm))
-
-
 @dataclass(frozen=True)
 class NetworkInput:
     """What the network gets for one image.
@@ -297,9 +245,3 @@ def network_input(source: ImageSource, size: int) -> NetworkInput:
     products = gamma(height + width + 4) * weights * size_before
     error = (2.0**-24 * size_after + products) * (1 + 1e-6) + 1e-30
     return NetworkInput(pixels, error, norm)
-
-
-def _cropped(side: int, shorter: int, size: int) -> Array:
-    target = max(size, round(side * size / shorter))
-    start = (target - size) // 2
-    return resize_matrix(side, target)[start : start + size]

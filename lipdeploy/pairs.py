@@ -9,7 +9,8 @@ import numpy as np
 
 from lipdeploy.errors import ImageError, ModelError
 from lipdeploy.images import ImageSource, decode, network_input
-from lipdeploy.predictor import Certificate, Prediction, Predictor
+from lipdeploy.prediction import Certificate, Prediction
+from lipdeploy.predictor import Predictor
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Images in, classes with a guaranteed radius out."""
 
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -11,103 +11,53 @@ from typing import Literal, Self
 import numpy as np
 from PIL import Image
 
-from lipdeploy.artifact import REFERENCE, Engine
-from lipdeploy.certificate import (
-    GUARANTEES,
-    Answers,
-    Certifier,
-    Guarantee,
-    assumptions,
-    file_radius,
-    integer_budget,
-    scale_radius,
-)
+from lipdeploy.artifact import Engine
+from lipdeploy.certificate import GUARANTEES, Answers, Guarantee
+from lipdeploy.certification import BatchCertifier
 from lipdeploy.choices import check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.exporters.onnx_file import read_onnx
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
 from lipdeploy.locate import find_model
-from lipdeploy.mlp_head import MlpHead
-from lipdeploy.rounding import ARITHMETICS
+from lipdeploy.pipeline import Pipeline
+from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.runtimes import Array, Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
+from lipdeploy.timing import StageTimes
 
 RuntimeChoice = Literal["onnxruntime", "numpy"]
-NOT_CERTIFIED = "the class does not lead all others by more than the numerical error"
-NO_ORDER = (
-    "here the engine adds in different orders for a batch of {}, other than its bounds assume; use "
-    "--guarantee network, or export with --accumulation blocked"
-)
+RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
 VALUES_AT_ONCE = 1 << 26
 """Most numbers of a batch in one place of the network: half a gigabyte in float64."""
-RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
+DECODERS = min(8, os.cpu_count() or 1)
+"""Threads that decode: one a core, beside those of the engine, which the system shares out; on two
+cores one or three were no faster. More than eight would be ahead of any engine."""
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """A guaranteed radius and what it rests on.
+class _Loaded:
+    """An image that was read: where it came from, what the network gets, or why it cannot."""
 
-    Attributes:
-        radius: l2 in the space of the network's input, pixels in [0, 1]; 0 where nothing is
-            certified.
-        radius_255: the same in units of 1/255.
-        radius_file: l2 in the pixels of the decoded file, in [0, 1]; None where the file's pixels
-            are not linear in the network's input (alpha, CMYK).
-        integer_budget: largest sum of squared differences of 8-bit pixels of the file that is
-            covered; -1 for none, None where there is no file radius.
-        guarantee: the statement, see `lipdeploy.certificate`.
-        assumptions: what the proof assumes.
-        reason: why the radius is 0, else None.
-        radii_255: radius_255 of each statement that was computed, by name; others than the one
-            that was asked for only where the predictor compares.
-    """
-
-    radius: float
-    radius_255: float
-    radius_file: float | None
-    integer_budget: int | None
-    guarantee: str
-    assumptions: tuple[str, ...]
-    reason: str | None
-    radii_255: dict[str, float] = field(default_factory=dict)
+    name: str
+    content: NetworkInput | str
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """The answer for one image.
+class _Answered:
+    """A batch that went through the engine.
 
     Attributes:
-        path: where the image came from, or its position in the call.
-        label: class name.
-        class_index: position of the class.
-        logits: as the engine returned them.
-        certificate: None where none was asked for.
+        images: all of the batch.
+        inputs: of those that could be read, in order.
+        answers: for these; None where there are none.
+        logits: for these, shape (len(inputs), K).
     """
 
-    path: str
-    label: str
-    class_index: int
-    logits: tuple[float, ...]
-    certificate: Certificate | None
-
-    @property
-    def radius(self) -> float:
-        """The certified radius, l2 in [0, 1] pixels of the network's input; 0 without one."""
-        return self.certificate.radius if self.certificate else 0.0
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not be read.
-
-    Attributes:
-        path: where it came from.
-        error: why.
-    """
-
-    path: str
-    error: str
+    images: list[_Loaded]
+    inputs: list[NetworkInput]
+    answers: Answers | None
+    logits: Array
 
 
 class Predictor:
@@ -126,8 +76,8 @@ class Predictor:
         batch_size: images a batch; fewer where they become very large on the way.
 
     Attributes:
-        engine_seconds: time spent in the engine so far.
-        certify_seconds: time spent on certificates so far.
+        times: wall time spent so far in the stages "decode" (sum over the threads), "engine" and
+            "certificate"; they run beside each other.
 
     Raises:
         ModelError: if the file is no engine of lipdeploy, or damaged.
@@ -159,18 +109,10 @@ class Predictor:
             if runtime == "numpy"
             else OnnxRuntime(model.prepared, device)
         )
-        has_program = ARITHMETICS[self.runtime.arithmetic].has_program
-        has_program = has_program and self.rounding in self.manifest.errors
-        self.guarantee: Guarantee = guarantee or ("program" if has_program else "network")
-        if self.guarantee == "program" and not has_program:
-            raise UsageError(
-                f"--guarantee program: the engine has no bounds for {self.rounding}; use "
-                "--guarantee network, or export the model again"
-            )
-        self._engine, self._order_kept = model, dict[int, bool]()
-        self._certifier = Certifier(self.network, self.manifest, tight)
-        self._compare = compare
-        self.engine_seconds = self.certify_seconds = 0.0
+        self._certifier = BatchCertifier(
+            model, self.runtime.arithmetic, guarantee, tight=tight, compare=compare
+        )
+        self.times = StageTimes()
 
     def __enter__(self) -> Self:
         return self
@@ -193,66 +135,39 @@ class Predictor:
         return f"{self.model}, sha256 {self.sha256}, {self.runtime.description}"
 
     @property
+    def guarantee(self) -> Guarantee:
+        """The statement that is certified."""
+        return self._certifier.guarantee
+
+    @property
     def assumptions(self) -> tuple[str, ...]:
         """What the certificates assume."""
-        is_mlp = isinstance(self.network.head, MlpHead)
-        return assumptions(self.guarantee, self.rounding, is_mlp=is_mlp)
+        return self._certifier.assumptions
 
     @property
     def tight_is_exact(self) -> bool:
         """Whether tight certificates were asked for where there is nothing to gain."""
-        return self._certifier.tight and not isinstance(self.network.head, MlpHead)
+        return self._certifier.tight_is_exact
 
     @property
     def rounding(self) -> str:
         """Name of the error bounds of the runtime: arithmetic and order of sums."""
-        if self.runtime.arithmetic == REFERENCE.arithmetic.name:
-            return REFERENCE.name
-        return f"{self.runtime.arithmetic} {self.manifest.accumulation}"
+        return self._certifier.rounding
 
     @property
     def statements(self) -> tuple[str, ...]:
         """Names of what is computed for each image; the one that was asked for is first."""
-        if not self._compare:
-            return (self.guarantee,)
-        arithmetic = self.runtime.arithmetic
-        others = [
-            f"program, {name}"
-            for name in self.manifest.errors
-            if name.startswith(f"{arithmetic} ") and name != self.rounding
-        ]
-        own = ["program"] if self.rounding in self.manifest.errors else []
-        return tuple(dict.fromkeys([self.guarantee, "network", *own, *others]))
+        return self._certifier.statements
 
-    def _all_radii(self, answers: Answers) -> dict[str, list[float]]:
-        """Radii of every statement, in units of the pixels."""
-        radii: dict[str, list[float]] = {}
-        for name in self.statements:
-            # No certified flip is a consequence of *network*, at the same radius.
-            proven = "network" if name == "no-certified-flip" else name
-            if proven not in radii:
-                radii[proven] = self._radii(proven, answers).tolist()
-            radii[name] = radii[proven]
-        return radii
+    @property
+    def engine_seconds(self) -> float:
+        """Time spent in the engine so far."""
+        return self.times["engine"]
 
-    def _radii(self, statement: str, answers: Answers) -> Array:
-        if not statement.startswith("program"):
-            return self._certifier.network_radii(answers)
-        rounding = statement.removeprefix("program, ")
-        rounding = self.rounding if rounding == "program" else rounding
-        if rounding.endswith("same-order") and not self._keeps_order(len(answers.labels)):
-            return np.zeros(len(answers.labels))
-        return self._certifier.program_radii(answers, self.manifest.errors[rounding])
-
-    def _keeps_order(self, batch: int) -> bool:
-        """Whether the permutation test passes on this machine at this batch size."""
-        if batch not in self._order_kept:
-            from lipdeploy.exporters.onnx_probe import keeps_order
-
-            self._order_kept[batch] = isinstance(self.runtime, OnnxRuntime) and keeps_order(
-                self.runtime, self._engine.prepared, batch
-            )
-        return self._order_kept[batch]
+    @property
+    def certify_seconds(self) -> float:
+        """Time spent on certificates so far."""
+        return self.times["certificate"]
 
     def __call__(self, sources: Iterable[ImageSource] | ImageSource) -> Iterator[Prediction]:
         """Predict one by one.
@@ -272,73 +187,63 @@ class Predictor:
     def attempt(
         self, sources: Iterable[ImageSource] | ImageSource
     ) -> Iterator[Prediction | Failure]:
-        """Like calling, but an image that cannot be read gives a Failure and the others go on."""
-        numbered = enumerate(_as_many(sources))
-        while batch := list(islice(numbered, self.batch_size)):
-            yield from self._batch(batch)
+        """Like calling, but an image that cannot be read gives a Failure and the others go on.
 
-    def _batch(self, batch: list[tuple[int, ImageSource]]) -> Iterator[Prediction | Failure]:
-        loaded = [self._load(index, source) for index, source in batch]
-        inputs = [item for _, item in loaded if isinstance(item, NetworkInput)]
-        answers = self._infer(inputs) if inputs else iter(())
-        for name, item in loaded:
-            if isinstance(item, str):
-                yield Failure(name, item)
-                continue
-            class_index, logits, certificate = next(answers)
-            if not np.all(np.isfinite(logits)):
-                yield Failure(name, "the engine returned logits that are not finite")
-                continue
-            label = self.manifest.classes[class_index]
-            yield Prediction(name, label, class_index, logits, certificate)
+        Sources are read by other threads, one at a time, at most two batches (or one, and an image
+        for each thread that decodes) ahead of the batch whose results are handed out; they must not
+        change once they are given.
+        """
+        with Pipeline() as pipeline:
+            ahead = max(self.batch_size, DECODERS)
+            numbered = enumerate(_as_many(sources))
+            loaded = pipeline.map(self._load, numbered, ahead=ahead, threads=DECODERS)
+            batches = iter(lambda: list(islice(loaded, self.batch_size)), [])
+            for batch in pipeline.map(self._infer, batches, ahead=1):
+                yield from self._predictions(batch)
 
-    def _load(self, index: int, source: ImageSource) -> tuple[str, NetworkInput | str]:
+    def _load(self, numbered: tuple[int, ImageSource]) -> _Loaded:
+        index, source = numbered
         name = str(source) if isinstance(source, str | Path) else f"#{index}"
-        try:
-            return name, network_input(source, self.network.image_size)
-        except ImageError as error:
-            return name, str(error)
+        with self.times.measure("decode"):
+            try:
+                return _Loaded(name, network_input(source, self.network.image_size))
+            except ImageError as error:
+                return _Loaded(name, str(error))
 
-    def _infer(
-        self, inputs: list[NetworkInput]
-    ) -> Iterator[tuple[int, tuple[float, ...], Certificate | None]]:
+    def _infer(self, images: list[_Loaded]) -> _Answered:
+        contents = [image.content for image in images]
+        inputs = [content for content in contents if isinstance(content, NetworkInput)]
+        if not inputs:
+            return _Answered(images, inputs, None, np.empty((0, len(self.manifest.classes))))
         pixels = np.stack([item.pixels for item in inputs])
-        start = time.perf_counter()
-        features, logits = self.runtime.run(pixels)
-        self.engine_seconds += time.perf_counter() - start
-        labels = np.argmax(logits, axis=1)
-        answers = Answers(pixels.astype(np.float64), features, labels)
-        start = time.perf_counter()
-        radii = self._all_radii(answers) if self.certify else {}
-        self.certify_seconds += time.perf_counter() - start
-        for index, (item, row) in enumerate(zip(inputs, logits, strict=True)):
-            own = {name: values[index] for name, values in radii.items()}
-            certificate = self._certificate(own, item, len(inputs)) if own else None
-            yield int(labels[index]), tuple(row.tolist()), certificate
+        with self.times.measure("engine"):
+            features, logits = self.runtime.run(pixels)
+        answers = Answers(pixels.astype(np.float64), features, np.argmax(logits, axis=1))
+        return _Answered(images, inputs, answers, logits)
 
-    def _certificate(
-        self, radii_255: dict[str, float], item: NetworkInput, batch: int
-    ) -> Certificate:
-        radius_255, on_file = radii_255[self.guarantee], None
-        if item.resize_norm_upper is not None:
-            on_file = file_radius(radius_255, item.error_upper, item.resize_norm_upper)
-            on_file = scale_radius(on_file, 255)
-        return Certificate(
-            radius=scale_radius(radius_255, 255),
-            radius_255=radius_255,
-            radius_file=on_file,
-            integer_budget=None if on_file is None else integer_budget(on_file),
-            guarantee=self.guarantee,
-            assumptions=self.assumptions,
-            reason=None if radius_255 > 0 else self._reason(batch),
-            radii_255=radii_255,
-        )
+    def _predictions(self, batch: _Answered) -> Iterator[Prediction | Failure]:
+        with self.times.measure("certificate"):
+            certificates = iter(self._certificates(batch))
+        rows = iter(batch.logits)
+        for image in batch.images:
+            if isinstance(image.content, str):
+                yield Failure(image.name, image.content)
+            else:
+                yield self._prediction(image.name, next(rows), next(certificates))
 
-    def _reason(self, batch: int) -> str:
-        """Why a radius is 0."""
-        if self.guarantee == "program" and not self._order_kept.get(batch, True):
-            return NO_ORDER.format(batch)
-        return NOT_CERTIFIED
+    def _certificates(self, batch: _Answered) -> Sequence[Certificate | None]:
+        if batch.answers is None or not self.certify:
+            return [None] * len(batch.inputs)
+        return self._certifier.certificates(batch.answers, batch.inputs, self.runtime)
+
+    def _prediction(
+        self, name: str, logits: Array, certificate: Certificate | None
+    ) -> Prediction | Failure:
+        if not np.all(np.isfinite(logits)):
+            return Failure(name, "the engine returned logits that are not finite")
+        index = int(np.argmax(logits))
+        label = self.manifest.classes[index]
+        return Prediction(name, label, index, tuple(logits.tolist()), certificate)
 
 
 def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSource]:

@@ -187,6 +187,24 @@ def test_paths_without_images_are_refused(
     assert json.loads(output)["error"].startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.onnx", "an engine, not an image; type 'lipdeploy predict IMAGE --model {}'"),
+        ("model.pt", "a trained model, not an image; type 'lipdeploy export {}'"),
+    ],
+)
+def test_models_in_place_of_images_are_told_where_they_belong(
+    predict: Cli, source: Path, name: str, message: str
+) -> None:
+    path = source / "samples" / name
+    status, output, _ = predict(path, source / "samples" / "cat-0000.jpg")
+    bad, good = map(json.loads, output.splitlines())
+    assert status == 1
+    assert bad["error"].startswith(message.format(path))
+    assert good["radius"] > 0
+
+
 @pytest.mark.parametrize("name", ["[bold]a.png", "\x1b[2J.png", os.fsdecode(b"\xff\xfe.png")])
 def test_names_that_are_markup_control_characters_or_no_text_are_shown_as_they_are(
     run_cli: Cli, source: Path, tmp_path: Path, name: str
@@ -405,6 +423,21 @@ def test_model_files_that_are_refused(
     }
     assert_one_line(*run_cli(*commands[command]), 1, message)
     assert not (tmp_path / "this-must-never-exist").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "message"),
+    [
+        ("export", "model.onnx", "an engine already; type 'lipdeploy predict IMAGE --model {}'"),
+        ("export", "cat-0000.jpg", "an image, not a model; .* type 'lipdeploy predict {}'"),
+        ("inspect", "cat-0000.jpg", "an image, not a model; .* type 'lipdeploy predict {}'"),
+    ],
+)
+def test_files_that_belong_to_another_command_name_it(
+    run_cli: Cli, source: Path, command: str, name: str, message: str
+) -> None:
+    path = source / "samples" / name
+    assert_one_line(*run_cli(command, path), 1, message.format(re.escape(str(path))))
 
 
 ENGINES = [row[:2] for row in MODEL_FILES if row[0].endswith(".onnx")]

@@ -10,7 +10,8 @@ from PIL import Image
 from lipdeploy import images
 from lipdeploy.bounds import up
 from lipdeploy.errors import ImageError
-from lipdeploy.images import decode, linear_resize, network_input, resize_matrix
+from lipdeploy.images import decode, network_input
+from lipdeploy.resize import linear_resize, resize_matrix
 
 
 def picture(width: int = 6, height: int = 4, mode: str = "RGB") -> Image.Image:

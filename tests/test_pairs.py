@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from lipdeploy.pairs import Pair, check_pair
-from lipdeploy.predictor import Certificate, Prediction, Predictor
+from lipdeploy.prediction import Certificate, Prediction
+from lipdeploy.predictor import Predictor
 
 
 @pytest.fixture(scope="module")

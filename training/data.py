@@ -19,7 +19,8 @@ from torch import Tensor
 
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import DatasetError, ImageError, OutputError
-from lipdeploy.images import decode, linear_resize
+from lipdeploy.images import decode
+from lipdeploy.resize import linear_resize
 
 Progress = Callable[[int, int], None]
 CHUNK = 512

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import parse_radius
+from lipdeploy.cli.values import check_no_image, holds_tensors, parse_radius
+from lipdeploy.errors import ModelError
 from lipdeploy.report.console import stages
 
 
@@ -28,6 +29,12 @@ def export(
     from lipdeploy.exporters.export import ExportOptions, export_model
     from lipdeploy.report.export import export_summary
 
+    check_no_image(model)
+    if model.suffix == ".onnx" and model.is_file() and not holds_tensors(model):
+        raise ModelError(
+            f"{model}: an engine already; type 'lipdeploy predict IMAGE --model {model}', or give "
+            "the model.pt that 'lipdeploy train' wrote"
+        )
     chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
     chosen |= {"accumulation": accumulation, "batch": batch, "tune": tune}
     if max_rounding_loss is not None:

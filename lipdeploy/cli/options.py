@@ -228,6 +228,13 @@ Runtime = Annotated[
     ),
 ]
 ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]
+ShowProfile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="At the end print images a second and the time of each stage, on standard error.",
+    ),
+]
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV on standard output.")]
 
 # evaluate

@@ -1,5 +1,7 @@
 """`lipdeploy predict`."""
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import typer
@@ -24,6 +26,7 @@ def predict(
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
     as_csv: options.AsCsv = False,
+    profile: options.ShowProfile = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -36,7 +39,8 @@ def predict(
 
     Example: lipdeploy predict photos/ --certify --min-radius 36/255
     """
-    from lipdeploy.report import prediction
+    from lipdeploy.report.prediction import PredictionRows, prediction_note
+    from lipdeploy.report.profile import Profile
 
     if as_json and as_csv:
         raise UsageError("--json and --csv exclude each other; choose one")
@@ -47,7 +51,7 @@ def predict(
     if reason != "given":
         print_note(f"model: {path} ({reason})")
 
-    from lipdeploy.predictor import Predictor
+    from lipdeploy.predictor import DECODERS, Predictor
 
     arguments: dict[str, Any] = {
         "guarantee": guarantee,
@@ -57,17 +61,26 @@ def predict(
     }
     with Predictor(path, certify=certify, batch_size=batch, **arguments) as predictor:
         print_detail(predictor.description)
-        rows = prediction.PredictionRows(predictor, limit)
-        stream = map(rows.row, predictor.attempt(sources))
-        if as_json:
-            prediction.write_json(stream)
-        elif as_csv:
-            prediction.write_csv(stream)
-        else:
-            prediction.write_table(stream, certify=certify)
-            print_note(*prediction.prediction_note(predictor, rows))
+        rows = PredictionRows(predictor, limit)
+        times = Profile(predictor.times, DECODERS)
+        stream = map(rows.row, times.watch(predictor.attempt(sources)))
+        _writer(as_json=as_json, as_csv=as_csv, certify=certify)(stream)
+        if not (as_json or as_csv):
+            print_note(*prediction_note(predictor, rows))
+        if profile:
+            times.write()
     if rows.failures or rows.abstained:
         raise typer.Exit(1 if rows.failures else 3)
+
+
+def _writer(
+    *, as_json: bool, as_csv: bool, certify: bool
+) -> Callable[[Iterable[dict[str, Any]]], None]:
+    from lipdeploy.report.prediction import write_csv, write_json, write_table
+
+    if as_json:
+        return write_json
+    return write_csv if as_csv else partial(write_table, certify=certify)
 
 
 def _rounded_up(text: str) -> float:

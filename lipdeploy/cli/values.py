@@ -3,7 +3,8 @@
 from fractions import Fraction
 from pathlib import Path
 
-from lipdeploy.errors import UsageError
+from lipdeploy.errors import ModelError, UsageError
+from lipdeploy.images import SUFFIXES
 from lipdeploy.report.console import print_note
 
 UNUSUAL = 5
@@ -29,6 +30,14 @@ def parse_radii(texts: list[str]) -> tuple[Fraction, ...]:
     """Radii in ascending order, each once, from options that may hold several between commas."""
     parts = [part.strip() for text in texts for part in text.split(",")]
     return tuple(sorted({parse_radius("--radii", part) for part in parts}))
+
+
+def check_no_image(path: Path) -> None:
+    """Raise ModelError where an image is given in place of a model."""
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        raise ModelError(
+            f"{path}: an image, not a model; to classify it type 'lipdeploy predict {path}'"
+        )
 
 
 def holds_tensors(path: Path) -> bool:

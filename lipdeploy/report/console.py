@@ -87,6 +87,11 @@ def print_detail(*lines: str) -> None:
         _print(err, lines, "dim")
 
 
+def print_asked(*lines: str) -> None:
+    """Print on standard error what an option asks for, also when quiet."""
+    _print(err, lines)
+
+
 def print_error(text: str) -> None:
     """Print one red line on standard error."""
     _print(err, (f"Error: {text}",), "red")

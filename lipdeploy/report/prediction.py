@@ -15,7 +15,8 @@ from lipdeploy.report import console
 from lipdeploy.report.console import cell, print_error, print_json, print_table
 
 if TYPE_CHECKING:
-    from lipdeploy.predictor import Failure, Prediction, Predictor
+    from lipdeploy.prediction import Failure, Prediction
+    from lipdeploy.predictor import Predictor
 
 CERTIFICATE_KEYS = (
     "radius",
@@ -25,6 +26,27 @@ CERTIFICATE_KEYS = (
     "guarantee",
     "assumptions",
 )
+FIELDS = {
+    "path": "the image as it was given, or found in a directory",
+    "label": "name of the class",
+    "class_index": "its position among the classes",
+    "logits": "what the engine returned, one number a class",
+    "radius": "guaranteed l2 radius at the network's input, pixels in [0, 1]; 0 for none",
+    "radius_255": "the same in units of 1/255",
+    "radius_file": "the radius in the pixels of the file, in [0, 1]; null where the input is not "
+    "linear in them",
+    "integer_budget": "largest sum of squared differences of 8-bit pixels of the file that is "
+    "covered; -1 for none",
+    "guarantee": "the statement: program, network or no-certified-flip",
+    "assumptions": "what it rests on, a list",
+    "space": "where radius is measured: input",
+    "model": "the engine file",
+    "engine": "what ran it, its version and device",
+    "reason": "why the radius is 0; only there",
+    "abstained": "whether the radius is below --min-radius; only with this option",
+    "error": "why the image could not be read; then only path is beside it",
+}
+"""What `--json` prints of an image, and the columns of `--csv`, in order."""
 
 MEANINGS = {
     "program": "the engine itself prints the same class for every input of the network nearer than "
@@ -57,7 +79,7 @@ class PredictionRows:
     def row(self, result: "Prediction | Failure") -> dict[str, Any]:
         """One image; {"path", "error"} where it could not be read."""
         self.total += 1
-        from lipdeploy.predictor import Failure
+        from lipdeploy.prediction import Failure
 
         if isinstance(result, Failure):
             self.failures += 1
@@ -94,9 +116,7 @@ def write_json(rows: Iterable[dict[str, Any]]) -> None:
 
 def write_csv(rows: Iterable[dict[str, Any]]) -> None:
     """A header and one line an image; lists are JSON."""
-    columns = ["path", "label", "class_index", "logits", *CERTIFICATE_KEYS]
-    columns += ["space", "model", "engine", "reason", "abstained", "error"]
-    writer = csv.DictWriter(sys.stdout, columns)
+    writer = csv.DictWriter(sys.stdout, FIELDS)
     writer.writeheader()
     for row in rows:
         lists = {key: json.dumps(v) for key, v in row.items() if isinstance(v, list | tuple)}

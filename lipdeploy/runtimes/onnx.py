@@ -68,6 +68,8 @@ class OnnxRuntime:
     def _options(self) -> Any:  # noqa: ANN401
         options = self._library.SessionOptions()
         options.log_severity_level = 4
+        # Its threads would spin while they wait, on cores where others decode and certify.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._write_to is not None:
             options.optimized_model_filepath = str(self._write_to)
         options.graph_optimization_level = self._library.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -22,7 +22,7 @@ from lipdeploy.engine_error import distances_upper
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
 from lipdeploy.exporters.verify import verify
-from lipdeploy.images import linear_resize
+from lipdeploy.resize import linear_resize
 from lipdeploy.rounding import ACCUMULATIONS
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.taylor import TaylorConv
