@@ -73,7 +73,8 @@ class Exported:
         parity: how it compares with float64.
         program_cost: what the statement *program* takes of a radius for rounding of the features,
             in units of 1/255, at most, on the inputs of the comparison.
-        seconds: time of each stage.
+        seconds: time of each stage; "exponentials" is that of all layers, almost only exponentials,
+            "freeze" the rest of freezing.
     """
 
     path: Path
@@ -119,8 +120,9 @@ def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore
 
 
 def _build(model: TrainedModel, path: Path, options: ExportOptions, clock: "_Stopwatch") -> Engine:
-    clock.start("freeze")
-    network = freeze(model.network, options.form).stored_as(options.weights)
+    clock.start("exponentials")
+    network = freeze(model.network, options.form, clock.layers("freeze"))
+    network = network.stored_as(options.weights)
     clock.start("prove")
     manifest = make_manifest(
         network,
@@ -165,6 +167,17 @@ class _Stopwatch:
         self.stop()
         self._name, self._since = name, time.perf_counter()
         self._announce(name)
+
+    def layers(self, following: str) -> Callable[[int, int], None]:
+        """Told how many layers are done of how many, it says so; after the last begins a stage."""
+
+        def progress(done: int, total: int) -> None:
+            if done == total:
+                self.start(following)
+            else:
+                self._announce(f"{self._name}: layer {done + 1} of {total}")
+
+        return progress
 
     def stop(self) -> None:
         """End the running stage."""
