@@ -2,7 +2,7 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
-# certify-timing, install-check, cifar10, bundled-model.
+# certify-timing, freeze-timing, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +13,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
-  certify-timing install-check cifar10 bundled-model clean
+  certify-timing freeze-timing install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -61,6 +61,10 @@ timing: $(VENV)/.demo
 # What certificates cost beside inference: MODEL and images as for evaluate.
 certify-timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/certify_times.py $(MODEL) $(DATA)
+
+# Times and memory of an export, exponentials, proofs and emission apart: SHAPES="5x32 15x32".
+freeze-timing: $(VENV)/.test
+	$(BIN)/python benchmarks/freeze_times.py $(SHAPES)
 
 # The README's ways of installing, each in an environment of its own.
 install-check:

@@ -21,12 +21,15 @@ matrix P + Q, which determines both: two real products instead of four.
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lipdeploy.errors import FreezeError
 
@@ -39,7 +42,7 @@ REACHES = {2: 1.875, 3: 4.0}
 """Norms up to which that many groups of `POWERS` powers of A^2 leave a remainder below 2^-53."""
 
 LARGEST = 1e9
-"""Norm beyond which seven digits of the angles, and more, are lost."""
+"""Norm beyond which fewer than seven digits of the angles are left."""
 
 CHUNK = 1 << 17
 """Entries of a stack that are worked on at a time, so that the powers stay in the cache."""
@@ -58,81 +61,93 @@ def skew_exponential(blocks: NDArray[Any]) -> NDArray[Any]:
         Orthogonal or unitary matrices, same shape and type.
 
     Raises:
-        FreezeError: if an entry is not finite, or so large that float64 knows no angle.
+        FreezeError: if an entry is not finite, or so large that angles lose their digits.
     """
     side = blocks.shape[-1]
     largest = np.abs(blocks).max(initial=0.0)
     if not side * largest <= LARGEST:
         raise FreezeError(
             f"a skew kernel has an entry of {largest:.3g}, expected at most {LARGEST / side:.3g}: "
-            "its exponential has no digits in float64; train again"
+            "its exponential is not accurate in float64; train again"
         )
-    stack = blocks.reshape(-1, side, side)
-    result = np.empty_like(stack)
+    stack = torch.from_numpy(blocks.reshape(-1, side, side))
     step = max(1, CHUNK // side**2)
-    exponential = _of_hermitian if np.iscomplexobj(blocks) else _of_real
-    for start in range(0, len(stack), step):
-        result[start : start + step] = exponential(stack[start : start + step])
-    return result.reshape(blocks.shape)
+    chunks = [stack[start : start + step] for start in range(0, len(stack), step)]
+    parts = _on_all_cores(_of_hermitian if stack.is_complex() else _of_real, chunks)
+    rotations: NDArray[Any] = torch.cat([stack[:0], *parts]).numpy().reshape(blocks.shape)
+    return rotations
 
 
-def _of_real(skew: Array) -> Array:
+def _on_all_cores(function: Callable[[Tensor], Tensor], chunks: list[Tensor]) -> list[Tensor]:
+    """The function of each chunk, each on a core of its own where there are enough.
+
+    Threads that share a product wait for each other in a busy loop; beside other work on the
+    machine small products then take many times as long.
+    """
+    threads = torch.get_num_threads()
+    if len(chunks) < threads:
+        return [function(chunk) for chunk in chunks]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, chunks))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _of_real(skew: Tensor) -> Tensor:
     cosine, sine, squarings = _cosine_and_sine(_symmetric_product(skew, skew), _symmetric_product)
-    result: Array = _squared(cosine + skew @ sine, squarings)
-    return result
+    return _squared(cosine + skew @ sine, squarings)
 
 
-def _of_hermitian(skew: NDArray[np.complex128]) -> NDArray[np.complex128]:
+def _of_hermitian(skew: Tensor) -> Tensor:
     hermitian = skew.imag - skew.real  # -i A = P + i Q with P = Im A, Q = -Re A
     square = -_hermitian_product(hermitian, hermitian)
     cosine, sine, squarings = _cosine_and_sine(square, _hermitian_product)
     sine = _hermitian_product(hermitian, sine)
-    result = np.empty_like(skew)
-    result.real = _even(cosine) - _odd(sine)
-    result.imag = _odd(cosine) + _even(sine)
+    result = torch.complex(_even(cosine) - _odd(sine), _odd(cosine) + _even(sine))
     return _squared(result, squarings)
 
 
-def _squared(rotation: NDArray[Any], times: int) -> NDArray[Any]:
+def _squared(rotation: Tensor, times: int) -> Tensor:
     for _ in range(times):
         rotation = rotation @ rotation
     return rotation
 
 
 def _cosine_and_sine(
-    square: Array, product: Callable[[Array, Array], Array]
-) -> tuple[Array, Array, int]:
+    square: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+) -> tuple[Tensor, Tensor, int]:
     """C and S, polynomials in A^2, with exp(A / 2^s) = C + A S, and s."""
-    powers = np.empty((POWERS, *square.shape))
+    powers = square.new_empty(POWERS, *square.shape)
     powers[0] = square
     for k in range(1, POWERS):
         powers[k] = product(powers[(k - 1) // 2], powers[k // 2])
     groups, squarings = _plan(powers[-1])
     # Scaling coefficients instead of A keeps the powers, from which the scale was found.
     halves = np.ldexp(1.0, -2 * squarings * np.arange(POWERS * groups + 1))
-    even, odd = _coefficients(groups) * halves
-    sine = np.ldexp(odd, -squarings)
+    even, odd = torch.from_numpy(_coefficients(groups) * halves)
+    sine = odd * 2.0**-squarings
     return _polynomial(even, powers, product), _polynomial(sine, powers, product), squarings
 
 
-def _plan(last_power: Array) -> tuple[int, int]:
+def _plan(last_power: Tensor) -> tuple[int, int]:
     """Groups of powers, and squarings, for ||A||^8 = ||(A^2)^4|| <= ||(A^2)^4||_F."""
-    norm = float(np.linalg.norm(last_power, axis=(-2, -1)).max()) ** (1 / (2 * POWERS))
+    norm = float(torch.linalg.matrix_norm(last_power).max()) ** (1 / (2 * POWERS))
     groups = next((g for g, reach in REACHES.items() if norm <= reach), max(REACHES))
     return groups, max(0, math.frexp(norm / REACHES[groups])[1])
 
 
 def _polynomial(
-    coefficients: Array, powers: Array, product: Callable[[Array, Array], Array]
-) -> Array:
+    coefficients: Tensor, powers: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
     """The polynomial in A^2, group by group, highest first."""
-    diagonal = np.arange(powers.shape[-1])
-    value: Array = coefficients[-1] * powers[-1]
+    value = coefficients[-1] * powers[-1]
     for start in range(len(coefficients) - 1 - POWERS, -1, -POWERS):
         if start + POWERS + 1 < len(coefficients):
             value = product(value, powers[-1])
-        value += np.tensordot(coefficients[start + 1 : start + POWERS], powers[:-1], axes=1)
-        value[..., diagonal, diagonal] += coefficients[start]
+        value += torch.tensordot(coefficients[start + 1 : start + POWERS], powers[:-1], dims=1)
+        value.diagonal(dim1=-2, dim2=-1).add_(coefficients[start])
     return value
 
 
@@ -161,32 +176,31 @@ def _bessel(k: int, x: Fraction) -> Fraction:
     return sum(terms, Fraction(0))
 
 
-def _symmetric_product(left: Array, right: Array) -> Array:
+def _symmetric_product(left: Tensor, right: Tensor) -> Tensor:
     """A product that is known to be symmetric: panels of rows up to the diagonal, mirrored."""
     side = left.shape[-1]
-    result = np.empty_like(left)
+    result = torch.empty_like(left)
     for start in range(0, side, PANEL):
         stop = min(start + PANEL, side)
         result[..., start:stop, :stop] = left[..., start:stop, :] @ right[..., :, :stop]
-        below = result[..., start:stop, :start]
-        result[..., :start, start:stop] = np.swapaxes(below, -1, -2)
+        result[..., :start, start:stop] = result[..., start:stop, :start].mT
     return result
 
 
-def _hermitian_product(left: Array, right: Array) -> Array:
+def _hermitian_product(left: Tensor, right: Tensor) -> Tensor:
     """Of commuting Hermitian P + i Q and R + i S, kept as P + Q and R + S.
 
     The product has real part P R - Q S and imaginary part P S + Q R; their sum is
     (P + Q) R + (P - Q) S, where P - Q = (P + Q)^T.
     """
-    return left @ _even(right) + np.swapaxes(left, -1, -2) @ _odd(right)
+    return (left @ _even(right)).baddbmm_(left.mT, _odd(right))
 
 
-def _even(kept: Array) -> Array:
+def _even(kept: Tensor) -> Tensor:
     """The symmetric part: P of P + Q."""
-    return (kept + np.swapaxes(kept, -1, -2)) / 2
+    return (kept + kept.mT) / 2
 
 
-def _odd(kept: Array) -> Array:
+def _odd(kept: Tensor) -> Tensor:
     """The skew part: Q of P + Q."""
-    return (kept - np.swapaxes(kept, -1, -2)) / 2
+    return (kept - kept.mT) / 2

@@ -91,7 +91,8 @@ class Exported:
         program_cost: what the statement *program* takes of a radius for rounding of the features,
             in units of 1/255, at most, on the inputs of the comparison.
         plan: how each layer is evaluated, and what that costs.
-        seconds: time of each stage.
+        seconds: time of each stage; "exponentials" is that of all layers, almost only exponentials,
+            "freeze" the rest of freezing.
     """
 
     path: Path
@@ -143,8 +144,9 @@ def _build(
     clock.start("tune" if options.tune else "plan")
     shapes, target = layer_shapes(model.network), options.target
     plan = make_plan(shapes, options.form, target, Tuner() if options.tune else CostModel())
-    clock.start("freeze")
-    network = freeze(model.network, plan=plan).stored_as(options.weights)
+    clock.start("exponentials")
+    network = freeze(model.network, plan=plan, progress=clock.layers("freeze"))
+    network = network.stored_as(options.weights)
     clock.start("prove")
     pixels = probe_inputs(model.examples.numpy(), network.image_size).astype(np.float64)
     distance = float(distances_upper(pixels, network.centre).max())
@@ -196,6 +198,17 @@ class _Stopwatch:
         self.stop()
         self._name, self._since = name, time.perf_counter()
         self._announce(name)
+
+    def layers(self, following: str) -> Callable[[int, int], None]:
+        """Told how many layers are done of how many, it says so; after the last begins a stage."""
+
+        def progress(done: int, total: int) -> None:
+            if done == total:
+                self.start(following)
+            else:
+                self._announce(f"{self._name}: layer {done + 1} of {total}")
+
+        return progress
 
     def stop(self) -> None:
         """End the running stage."""

@@ -6,12 +6,14 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from helpers import make_network, random_pixels
 from onnx import helper
 
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
 from lipdeploy.errors import EngineError, ExportError, ModelError
 from lipdeploy.exporters import onnx_file
+from lipdeploy.exporters.export import ExportOptions, export_model
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
@@ -19,6 +21,7 @@ from lipdeploy.exporters.parity import compare, probe_inputs
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
+from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
 CLASSES = ("ant", "bee", "cow")
 
@@ -225,3 +228,18 @@ def test_weights_in_other_files_are_never_read(engine: Path) -> None:
 def test_cuda_is_refused_where_there_is_none(engine: Path) -> None:
     with pytest.raises(EngineError, match="--device cuda"):
         OnnxRuntime(engine.read_bytes(), "cuda")
+
+
+def test_an_export_says_where_it_is_and_times_each_stage(tmp_path: Path) -> None:
+    card = ModelCard(("a", "b", "c"), "random", "", 0)
+    model = TrainedModel(make_network(), card, torch.zeros(1, 3, 8, 8))
+    save_model(model, tmp_path / "model.pt")
+    heard: list[str] = []
+    output = tmp_path / "model.onnx"
+    exported = export_model(tmp_path / "model.pt", output, ExportOptions(), heard.append)
+    stages = ["load", "exponentials", "freeze", "prove", "emit", "check", "write"]
+    assert list(exported.seconds) == [stage for stage in heard if ":" not in stage] == stages
+    total = len(model.network.body)
+    steps = [f"exponentials: layer {k} of {total}" for k in range(2, total + 1)]
+    assert [stage for stage in heard if ":" in stage] == steps
+    assert all(seconds >= 0 for seconds in exported.seconds.values())
