@@ -209,9 +209,11 @@ def test_an_engine_is_described_with_its_layers_and_bounds(run_cli: Cli, source:
     assert 0.9 * facts["bytes"] < stored < facts["bytes"]
     status, output, errors = run_cli("inspect", path)
     assert (status, errors) == (0, "")
-    assert "4.006962 for pixels in [0, 1]" in output
+    assert "4.006963 for pixels in [0, 1]" in output
     assert facts["sha256"] in output
-    assert output.count("spectral") == 5
+    assert {layer["form"] for layer in linear} == {"spectral", "fused", "pointwise"}
+    rows = [line.split() for line in output.splitlines() if line.startswith("linear  ")]
+    assert [row[1] for row in rows] == [layer["form"] for layer in linear]
 
 
 def test_a_model_and_a_checkpoint_are_described(
