@@ -90,9 +90,15 @@ def interleave(
     for done in range(MOST_ROUNDS):
         if done >= LEAST_ROUNDS and time.perf_counter() - start > seconds:
             break
-        for name, rounds in kept.items():
-            rounds.append(turn(functions[name]))
+        for name in rotated(list(kept), done):
+            kept[name].append(turn(functions[name]))
     return {name: Timing(tuple(rounds)) for name, rounds in kept.items()}, skipped
+
+
+def rotated(names: list[str], by: int) -> list[str]:
+    """The names from another first one on: nobody's turn always follows the same other turn."""
+    first = by % max(1, len(names))
+    return names[first:] + names[:first]
 
 
 def fastest(candidates: Functions) -> str:
