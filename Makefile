@@ -2,7 +2,8 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
-# certify-timing, freeze-timing, install-check, cifar10, bundled-model.
+# certify-timing, freeze-timing, bench-quick, bench, bench-peers, bench-gpu, install-check, cifar10,
+# bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -13,7 +14,8 @@ CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
-  certify-timing freeze-timing install-check cifar10 bundled-model clean
+  certify-timing freeze-timing bench bench-quick bench-peers bench-gpu install-check cifar10 \
+  bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -65,6 +67,27 @@ certify-timing: $(VENV)/.demo
 # Times and memory of an export, exponentials, proofs and emission apart: SHAPES="5x32 15x32".
 freeze-timing: $(VENV)/.test
 	$(BIN)/python benchmarks/freeze_times.py $(SHAPES)
+
+# The engines beside PyTorch, a plain CNN and themselves: one network, one run. On an idle machine.
+bench: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python -m inference
+
+# The centre alone; the last line is one JSON object.
+bench-quick: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
+
+# Beside other 1-Lipschitz libraries, in an environment of their own.
+bench-peers:
+	rm -rf build/peers && mkdir -p build && $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet $(CONSTRAIN) --editable '.[onnx,train,plot]'
+	build/peers/bin/pip install --quiet $(CONSTRAIN) orthogonium==0.0.4 deel-torchlip==1.0.5
+	PYTHONPATH=benchmarks build/peers/bin/python -m inference --peers
+
+# On a machine with an NVIDIA GPU.
+bench-gpu:
+	rm -rf build/gpu && mkdir -p build && $(PYTHON) -m venv build/gpu
+	build/gpu/bin/pip install --quiet --editable '.[gpu,train,plot]'
+	PYTHONPATH=benchmarks build/gpu/bin/python benchmarks/gpu.py
 
 # The README's ways of installing, each in an environment of its own.
 install-check:

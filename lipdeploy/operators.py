@@ -83,6 +83,9 @@ class _OneMatrix:
     """
 
     form: ClassVar[str]
+    nodes: ClassVar[int] = 1
+    """Products into which a graph may cut the outputs at one point."""
+
     grid: int
     matrix: Weights
 
@@ -115,7 +118,8 @@ class _OneMatrix:
 
     @cached_property
     def _product(self) -> Product:
-        return Product(self.matrix, self.grid**2 * int(self.matrix.shape[1]))
+        size = self.grid**2 * int(self.matrix.shape[1])
+        return Product(self.matrix, size, nodes=self.nodes)
 
     def step(self, rounding: Rounding) -> Step:
         """One matrix product with sums as long as the matrix has rows."""
@@ -127,6 +131,7 @@ class PointwiseMatrix(_OneMatrix):
     """The same matrix, shape (c_in, c_out), at every grid point: y = x @ matrix."""
 
     form: ClassVar[str] = "pointwise"
+    nodes: ClassVar[int] = 2
 
     @property
     def in_channels(self) -> int:

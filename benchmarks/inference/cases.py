@@ -1,0 +1,238 @@
+"""One network at several batch sizes: everything that computes it is built, checked and timed."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from torch import nn
+
+from inference.engines import PLANNED, WITH, CertifiedEngine, open_engine, relative_difference
+from inference.networks import pixels_of, write_model
+from inference.opponents import (
+    MODULES,
+    SERIES_6,
+    SERIES_15,
+    Opponent,
+    Pixels,
+    fastest_of,
+    torch_opponents,
+)
+from inference.plain import PLAIN, STRIDED, exported_opponents, plain_cnn, strided_cnn
+from inference.timing import Machine, Timing, cpu_functions, interleave
+from lipdeploy.report.console import print_note
+from lipdeploy.training.checkpoint import load_model
+from lipdeploy.training.lipconvnet import Architecture
+
+TOLERANCE = 1e-4
+"""Largest difference of 15 terms from float64, relative to the largest logit."""
+
+CHECKED = 8
+"""Images on which logits are compared with float64."""
+
+CERTIFICATE = "certificate alone"
+
+
+class WrongOpponentError(Exception):
+    """An opponent does not compute the network that it is compared for."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, at some batch sizes.
+
+    Attributes:
+        factor: what is varied, or "centre".
+        architecture: the shapes.
+        batches: images a call.
+        variants: names of the engines that are built, see `engines.VARIANTS`.
+        series: names of the opponents that compute the same network, see `opponents.MODULES`.
+        others: how opponents are made that compute something else at the same shapes.
+        build_seconds: what building one engine may take.
+        seconds: what timing one batch size may take, about.
+    """
+
+    factor: str
+    architecture: Architecture
+    batches: tuple[int, ...]
+    variants: tuple[str, ...] = (PLANNED,)
+    series: tuple[str, ...] = (SERIES_15, SERIES_6)
+    others: Mapping[str, Callable[[Architecture], nn.Module]] = field(
+        default_factory=lambda: {PLAIN: plain_cnn, STRIDED: strided_cnn}
+    )
+    build_seconds: float = 240.0
+    seconds: float = 30.0
+
+    @property
+    def label(self) -> str:
+        """The shapes, for people."""
+        shape = self.architecture
+        padding = "" if shape.padding == "circular" else f", {shape.padding} padding"
+        return f"LipConvNet-{shape.depth}, width {shape.width}, {shape.image_size} px{padding}"
+
+
+@dataclass(frozen=True)
+class Built:
+    """What computes a network, by name.
+
+    Attributes:
+        engines: ours.
+        series: opponents that compute the same.
+        others: opponents that compute something else.
+        seconds: what building each engine took.
+        skipped: why the rest could not be built.
+    """
+
+    engines: dict[str, CertifiedEngine] = field(default_factory=dict)
+    series: dict[str, nn.Module] = field(default_factory=dict)
+    others: dict[str, nn.Module] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network at one batch size.
+
+    Attributes:
+        case: which network.
+        pixels: the input of a call.
+        opponents: by name; an opponent in PyTorch in its faster memory format.
+        timings: by name, of opponents, engines with certificates, and the certificate alone.
+        machine: what the machine can do, measured in the same rounds.
+        differences: largest difference of logits from float64, relative to the largest logit.
+        skipped: why others were not timed.
+    """
+
+    case: Case
+    pixels: Pixels
+    opponents: dict[str, Opponent]
+    timings: dict[str, Timing]
+    machine: Machine
+    differences: dict[str, float]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError when the body takes longer, as soon as Python gets to it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"took longer than the {seconds:.0f} s that one build may take")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def or_skip(name: str, skipped: dict[str, str]) -> Iterator[None]:
+    """Note why something cannot be done, whatever the reason, and go on without it."""
+    try:
+        yield
+    # Opponents and peers fail in ways of their own.
+    except Exception as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        skipped[name] = f"{type(error).__name__}: {reason}"
+
+
+def build(case: Case, model: Path) -> Built:
+    """Build engines and opponents of the network in a model file."""
+    built = Built()
+    network = load_model(model).network
+    for name in case.variants:
+        with or_skip(name, built.skipped), at_most(case.build_seconds):
+            print_note(f"{case.label}: building {name}")
+            start = time.perf_counter()
+            built.engines[name] = open_engine(model, name)
+            built.seconds[name] = time.perf_counter() - start
+    for name in case.series:
+        with or_skip(name, built.skipped), at_most(case.build_seconds):
+            built.series[name] = MODULES[name](network)
+    for name, make in case.others.items():
+        with or_skip(name, built.skipped):
+            built.others[name] = make(case.architecture)
+    return built
+
+
+def opponents_of(built: Built, pixels: Pixels, skipped: dict[str, str]) -> dict[str, Opponent]:
+    """Each module in its fastest way to run on these pixels, and the engines."""
+    chosen = {name: fastest_of(torch_opponents(m), pixels) for name, m in built.series.items()}
+    for name, module in built.others.items():
+        with or_skip(name, skipped):
+            chosen[name] = fastest_of(exported_opponents(module, pixels), pixels)
+    return chosen | {name: engine.opponent() for name, engine in built.engines.items()}
+
+
+def differences_of(
+    built: Built, opponents: dict[str, Opponent], pixels: Pixels
+) -> dict[str, float]:
+    """Differences from float64 of all that compute the network.
+
+    Raises:
+        WrongOpponentError: if 15 terms are further off than `TOLERANCE`, or nothing was built to
+            compare with.
+    """
+    if not built.engines:
+        raise WrongOpponentError(f"no engine could be built to compare with: {built.skipped}")
+    # An engine with rounded weights is another network, with a reference of its own.
+    references = {name: e.reference(pixels[:CHECKED]) for name, e in built.engines.items()}
+    of_all = next(iter(references.values()))
+    differences = {
+        name: relative_difference(
+            opponents[name].run(pixels)[:CHECKED], references.get(name, of_all)
+        )
+        for name in [*built.series, *built.engines]
+    }
+    if not differences[SERIES_15] <= TOLERANCE:
+        raise WrongOpponentError(
+            f"{SERIES_15} differs from float64 by {differences[SERIES_15]:.1e}, expected at most "
+            f"{TOLERANCE:.0e}: it is no opponent"
+        )
+    return differences
+
+
+def functions_of(
+    built: Built, opponents: dict[str, Opponent], pixels: Pixels
+) -> dict[str, Callable[[], object]]:
+    """What is timed: all opponents, engines with certificates, the certificate alone."""
+    functions: dict[str, Callable[[], object]] = {
+        name: partial(opponent.run, pixels) for name, opponent in opponents.items()
+    }
+    for name, engine in built.engines.items():
+        functions[name + WITH] = partial(engine.certified, pixels)
+    planned = built.engines.get(PLANNED) or next(iter(built.engines.values()))
+    return functions | {CERTIFICATE: partial(planned.radii, planned.answers(pixels))}
+
+
+def measure(case: Case, built: Built, model: Path, batch: int) -> Measured:
+    """Check and time everything that was built at one batch size."""
+    pixels = pixels_of(model, batch)
+    skipped: dict[str, str] = {}
+    opponents = opponents_of(built, pixels, skipped)
+    differences = differences_of(built, opponents, pixels)
+    print_note(f"{case.label}, batch {batch}: timing for about {case.seconds:.0f} s")
+    timings, slow = interleave(
+        cpu_functions() | functions_of(built, opponents, pixels), case.seconds
+    )
+    return Measured(
+        case, pixels, opponents, timings, Machine.of(timings), differences, skipped | slow
+    )
+
+
+@contextmanager
+def built_case(case: Case) -> Iterator[tuple[Built, Path]]:
+    """Everything that computes the network of a case, and its model file."""
+    with TemporaryDirectory() as folder:
+        model = Path(folder) / "model.pt"
+        write_model(case.architecture, model)
+        yield build(case, model), model
