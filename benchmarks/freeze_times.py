@@ -61,7 +61,8 @@ def measure(depth: int, width: int) -> None:
     print(
         f"LipConvNet-{depth}, {width} channels: exponentials {exponentials:.2f} s, "
         f"rest of freezing {rest:.2f} s, proofs {seconds['prove']:.2f} s, "
-        f"emission {seconds['emit']:.2f} s, export in all {total:.2f} s; engine {size:,} bytes, "
+        f"emission {seconds['emit']:.2f} s, check {seconds['check']:.2f} s, "
+        f"export in all {total:.2f} s; engine {size:,} bytes, "
         f"parameters {parameters:,} bytes; peak memory {memory:.2f} GiB"
     )
 
