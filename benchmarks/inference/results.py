@@ -188,6 +188,6 @@ def notes_of(measured: Measured) -> list[str]:
         seconds = SMOOTHING_SAMPLES * timings[STRIDED].median / batch
         notes.append(
             f"{where}: one certificate of randomised smoothing ({SMOOTHING_SAMPLES:,} forward "
-            f"passes of the strided plain CNN, scaled from at least {passes:,}) takes {seconds:.1f} s"
+            f"passes of the strided CNN, scaled from at least {passes:,}) takes {seconds:.1f} s"
         )
     return notes
