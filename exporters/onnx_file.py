@@ -110,12 +110,7 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
             "keeps weights in other files, which lipdeploy never reads; export the model again"
         )
     arrays = {t.name: numpy_helper.to_array(t) for t in tensors if t.data_type in DTYPES}
-    named = {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
-    # A bias per position has an axis for the batch in the graph.
-    return {
-        name: a[:, :, 0] if name.endswith(".bias") and a.ndim == 4 and a.shape[2] == 1 else a
-        for name, a in named.items()
-    }
+    return {name: a for name, a in arrays.items() if name.startswith(("layer", "head."))}
 
 
 def _emit_again(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manifest) -> bytes:

@@ -105,6 +105,7 @@ class Pipeline:
                 return
             self._give(stage, outcome)
             if self._is_closed:
+                outcome.cancel()
                 return
             try:
                 outcome.set_result(stage.function(item))

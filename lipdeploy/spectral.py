@@ -182,9 +182,9 @@ class Spectral(ABC):
         With one copy of each complex block the products R a, I a, R b, I b of coefficients a + i b
         are taken ([R; I] applied to each part) and T^T adds them with their signs (`sides`): errors
         of the products go through a matrix of norm sqrt(2) ||T||, exact values stay within the norm
-        of the operator. With two copies the block is one matrix. float64 (`mv`) rounds each product
-        as an engine does; its sums have the same terms, in an order that *any order* includes, with
-        fewer roundings.
+        of the operator. With two copies the block is one matrix. float64 (`mv`) makes the same
+        products and additions, but that it adds the four products of a coefficient before T^T:
+        each of their terms then meets one rounding more in the blocks and half as many in T^T.
         """
         blocks = alongside([rounding.product(product) for product in self._products])
         steps = [self.analysis_step(rounding), self.synthesis_step(blocks, rounding)]
@@ -250,13 +250,12 @@ class SpectralConv(Spectral):
     def synthesise(self, mirror: Array, pairs: Array) -> Array:
         """T^T, stage by stage the transpose of `analyse`."""
         n, e, h, shape = self.grid, self.fourier.edge, self.fourier.interior, mirror.shape[1:]
-        basis = exact(self.basis).T
+        edge_rows, inner_rows = (exact(part).T for part in self._cut_basis)
         inner = exact(self.phases).T @ pairs[: h * n].reshape(h, 2 * n, -1)
-        columns = [mirror.reshape(e, e, -1), pairs[h * n :].reshape(e, 2 * h, -1)]
-        edge = basis @ np.concatenate(columns, axis=1)
-        rows = np.concatenate([edge.reshape(e, -1), inner.reshape(2 * h, -1)])
-        y: Array = (basis @ rows).reshape(n, n, *shape)
-        return y
+        edge = inner_rows @ pairs[h * n :].reshape(e, 2 * h, -1)
+        edge = edge + edge_rows @ mirror.reshape(e, e, -1)
+        y = inner_rows @ inner.reshape(2 * h, -1) + edge_rows @ edge.reshape(e, -1)
+        return y.reshape(n, n, *shape)
 
     @cached_property
     def transform_norm_upper(self) -> float:
@@ -331,9 +330,10 @@ class FusedSpectralConv(Spectral):
 
     def synthesise(self, mirror: Array, pairs: Array) -> Array:
         """T^T at once."""
-        n, size = self.grid, math.prod(mirror.shape[1:])
-        rows = np.concatenate([mirror.reshape(-1, size), pairs.reshape(-1, size)])
-        y: Array = exact(self.plane).T @ rows
+        n, size, plane = self.grid, math.prod(mirror.shape[1:]), exact(self.plane)
+        y: Array = plane[: len(mirror)].T @ mirror.reshape(-1, size)
+        if len(pairs):
+            y = plane[len(mirror) :].T @ pairs.reshape(-1, size) + y
         return y.reshape(n, n, *mirror.shape[1:])
 
     @cached_property

@@ -30,6 +30,9 @@ from lipdeploy.operators import Array, Weights, check_shape, exact
 from lipdeploy.rounding import MARGIN, Rounding, Step
 from lipdeploy.spectral import SpectralConv, embeddings
 
+MAX_TILE = 64
+"""Largest side of a tile; proving the bounds of larger ones takes memory as its third power."""
+
 Norms = Callable[[NDArray[Any]], Array]
 """Proven upper bounds of the norms of a stack of real matrices."""
 
@@ -51,7 +54,7 @@ class TiledConv:
 
     Raises:
         ShapeError: unless k is odd and at least 3, t at least 2 (k - 1), so that at least about
-            half of a tile is kept along each axis, and N at least t.
+            half of a tile is kept along each axis, and N at least t, which is at most `MAX_TILE`.
     """
 
     form: ClassVar[str] = "tiled"
@@ -61,10 +64,11 @@ class TiledConv:
 
     def __post_init__(self) -> None:
         k, t = self.kernel_size, self.inner.grid
-        if k < 3 or k % 2 == 0 or not 2 * (k - 1) <= t <= self.grid:
+        if k < 3 or k % 2 == 0 or not 2 * (k - 1) <= t <= min(self.grid, MAX_TILE):
             raise ShapeError(
                 f"tiled: {k} x {k} taps in tiles of {t} on a grid of {self.grid}; expected an odd "
-                f"number of taps from 3 to {t // 2 + 1}, and a grid of at least {t}"
+                f"number of taps from 3 to {t // 2 + 1}, a grid of at least {t}, tiles of at most "
+                f"{MAX_TILE}"
             )
 
     @classmethod

@@ -93,6 +93,31 @@ def test_the_rounding_bound_contains_the_error(factory: Factory, dtype: str) -> 
     assert step.underflow < 1e-200
 
 
+def test_the_reference_adds_as_its_bound_says() -> None:
+    """Weights on which every addition of a short sum rounds, and one long sum would round more."""
+    n, unit = 63, 2.0**-53
+    fourier = freeze.RealFourier(n)
+    gain, tiny, cross = 2.0**-6, 2.0**-33 * 1.001, 2.0**-20
+    basis = np.zeros((n, n), np.float32)
+    basis[0, 0], basis[0, 1:], basis[1:, 0] = 1, cross, 2.0**-26.5 * 1.001 / gain
+    blocks = np.zeros((len(fourier.frequencies()), 2, 1, 3), np.float32)
+    blocks[:, 0, 0, 0] = 1
+    blocks[fourier.interior * n :, 0, 0, 0] = gain**2
+    operator = SpectralConv(
+        basis=basis,
+        phases=(gain * np.eye(2 * n)).astype(np.float32),
+        real_blocks=np.array([[[1, 0, 0]]], np.float32),
+        complex_blocks=blocks,
+        copies=2,
+    )
+    x = np.zeros((n, n, 1, 3))
+    x[1:, 0, 0, 0] = x[0, 1:, 0, 0] = np.float32(tiny)
+    x[0, 0, 0, 0] = 1
+    error = float(np.linalg.norm((operator.mv(x) - mv_longdouble(operator, x)).ravel()))
+    step = operator.step(Rounding(FLOAT64))
+    assert 10 * unit < error <= step.rounding_upper * np.linalg.norm(x) + step.underflow
+
+
 def mv_longdouble(operator: LinearOperator, x: np.ndarray) -> np.ndarray:
     """The operator in 64-bit mantissas: the same code on wider numbers."""
     import lipdeploy.operators

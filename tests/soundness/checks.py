@@ -270,7 +270,13 @@ def an_engine_that_errs_loses_its_network_radius() -> None:
 def errors_stay_below_their_bounds() -> None:
     """Every form, head and accumulation on inputs that were climbed to the largest error."""
     for seed, (padding, form) in enumerate(
-        [("circular", "auto"), ("circular", "dense"), ("zero", "dense"), ("zero", "taylor")]
+        [
+            ("circular", "spectral"),
+            ("circular", "fused"),
+            ("circular", "dense"),
+            ("zero", "dense"),
+            ("zero", "taylor"),
+        ]
     ):
         network = freeze(make_network(seed, padding=padding), form).stored_as("float16")
         for accumulation in ACCUMULATIONS:

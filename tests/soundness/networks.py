@@ -52,8 +52,9 @@ def _cases() -> Iterator[Case]:
                 if kind == "trained":
                     train(network, seed)
                 dtype = ("float32", "float16")[seed % 2]
-                frozen = freeze(network.double()).stored_as(dtype)
-                name = f"{head} {padding} {kind} {dtype}"
+                form = ("auto", "spectral", "fused")[seed % 3] if padding == "circular" else "auto"
+                frozen = freeze(network.double(), form).stored_as(dtype)
+                name = f"{head} {padding} {kind} {dtype} {form}"
                 yield Case(f"{name}, float32", frozen, accumulations[seed % 3])
                 if kind == "trained":
                     yield Case(f"{name}, float64", frozen, None)
