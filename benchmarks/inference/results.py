@@ -178,8 +178,8 @@ def notes_of(measured: Measured) -> list[str]:
     machine = measured.machine
     where = f"{measured.case.label}, batch {batch}"
     notes = [
-        f"{where}: this machine does {machine.multiplications / 1e9:.1f} thousand million "
-        f"multiplications a second (MatMul) and reads {machine.bytes / 1e9:.1f} GB/s",
+        f"{where}: this machine does {machine.multiplications / 1e9:.1f}e9 multiplications/s "
+        f"(MatMul) and reads {machine.bytes / 1e9:.1f} GB/s",
     ]
     if CERTIFICATE in timings:
         notes.append(f"{where}: certificates alone take {1e3 * timings[CERTIFICATE].median:.3f} ms")
