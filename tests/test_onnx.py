@@ -14,7 +14,7 @@ from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
 from lipdeploy.errors import EngineError, ExportError, ModelError
 from lipdeploy.exporters import onnx_file
 from lipdeploy.exporters.export import ExportOptions, export_model
-from lipdeploy.exporters.freeze import freeze
+from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.parity import compare, probe_inputs
@@ -237,9 +237,9 @@ def test_an_export_says_where_it_is_and_times_each_stage(tmp_path: Path) -> None
     heard: list[str] = []
     output = tmp_path / "model.onnx"
     exported = export_model(tmp_path / "model.pt", output, ExportOptions(), heard.append)
-    stages = ["load", "exponentials", "freeze", "prove", "emit", "check", "write"]
+    stages = ["load", "plan", "exponentials", "freeze", "prove", "emit", "check", "write"]
     assert list(exported.seconds) == [stage for stage in heard if ":" not in stage] == stages
-    total = len(model.network.body)
+    total = len(layer_shapes(model.network))
     steps = [f"exponentials: layer {k} of {total}" for k in range(2, total + 1)]
     assert [stage for stage in heard if ":" in stage] == steps
     assert all(seconds >= 0 for seconds in exported.seconds.values())
