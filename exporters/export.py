@@ -13,8 +13,8 @@ from lipdeploy.artifact import Engine, Manifest, make_manifest
 from lipdeploy.choices import check_choice
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import UsageError
-from lipdeploy.exporters.cost import CostModel
 from lipdeploy.exporters.freeze import freeze, layer_shapes
+from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice, Target, make_plan

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
-from lipdeploy.exporters.cost import CostModel
 from lipdeploy.exporters.exponential import skew_exponential
+from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
 from lipdeploy.exporters.tiles import tiled_conv
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors

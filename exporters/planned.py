@@ -7,8 +7,8 @@ import numpy as np
 
 from lipdeploy.engine_error import ErrorAnalysis
 from lipdeploy.errors import ExportError
-from lipdeploy.exporters.cost import CostModel
 from lipdeploy.exporters.freeze import SPECTRAL_FORMS, with_choice
+from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, candidates
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.rounding import FLOAT32, Rounding

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lipdeploy.exporters.layer_graph import INPUT, input_shape, layer_graph
+from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
 from lipdeploy.files import write_atomically
 from lipdeploy.runtimes.onnx import OnnxRuntime

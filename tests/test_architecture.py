@@ -79,8 +79,11 @@ def test_engines_stay_in_their_own_files(source: Path) -> None:
     homes = {
         "lipdeploy.exporters.onnx",
         "lipdeploy.exporters.onnx_file",
+        "lipdeploy.exporters.onnx_cost",
         "lipdeploy.exporters.onnx_graph",
+        "lipdeploy.exporters.onnx_layer",
         "lipdeploy.exporters.onnx_probe",
+        "lipdeploy.exporters.onnx_shapes",
         "lipdeploy.exporters.verify",
         "lipdeploy.runtimes.onnx",
     }

@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from lipdeploy.cli import app
+from lipdeploy.report.prediction import FIELDS
 
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "samples/README.md", "docs/commands.md")
 
@@ -110,3 +111,9 @@ def test_long_commands_in_the_samples_are_make_targets(source: Path) -> None:
     text = (source / "samples" / "README.md").read_text()
     (command,) = re.findall(r"^    (lipdeploy .*)", text, re.MULTILINE)
     assert run_by_make(source, command)
+
+
+def test_every_field_of_the_output_is_documented(source: Path) -> None:
+    described = (source / "docs" / "commands.md").read_text()
+    for field, meaning in FIELDS.items():
+        assert f"- `{field}`: {meaning}." in described

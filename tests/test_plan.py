@@ -10,8 +10,8 @@ from helpers import make_network, random_pixels
 from lipdeploy.engine_error import ErrorAnalysis
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters import tune
-from lipdeploy.exporters.cost import CostModel, Machine
 from lipdeploy.exporters.freeze import freeze, layer_shapes
+from lipdeploy.exporters.onnx_cost import CostModel, Machine
 from lipdeploy.exporters.plan import Choice, LayerShape, Target, candidates, make_plan
 from lipdeploy.exporters.planned import planned_layers, rounding_loss, within_loss
 from lipdeploy.exporters.tune import Tuner

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from lipdeploy.exporters.layer_graph import INPUT, input_shape, layer_graph
+from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.onnx_shapes import Shape, value_shapes
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
 
