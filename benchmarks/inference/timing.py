@@ -14,7 +14,7 @@ import onnxruntime
 import torch
 from onnx import TensorProto, helper
 
-TURN = 0.05
+TURN = 0.25
 """Seconds that a function is called for, again and again, in one turn."""
 
 PAUSE = 0.005
