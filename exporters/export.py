@@ -143,7 +143,8 @@ def _build(
 ) -> tuple[Engine, tuple[PlannedLayer, ...]]:
     clock.start("tune" if options.tune else "plan")
     shapes, target = layer_shapes(model.network), options.target
-    plan = make_plan(shapes, options.form, target, Tuner() if options.tune else CostModel())
+    cost = Tuner(announce=clock.announce) if options.tune else CostModel()
+    plan = make_plan(shapes, options.form, target, cost)
     clock.start("exponentials")
     network = freeze(model.network, plan=plan, progress=clock.layers("freeze"))
     network = network.stored_as(options.weights)
@@ -161,7 +162,7 @@ def _build(
         _versions(),
         options.accumulation,
     )
-    lines = planned_layers(network, shapes, plan, target, distance)
+    lines = planned_layers(network, shapes, plan, target, distance, cost)
     clock.start("emit")
     # Read back as any reader would, so that what is checked is what the bytes say.
     return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen"), lines
@@ -189,7 +190,7 @@ class _Stopwatch:
 
     def __init__(self, announce: Stage) -> None:
         self.seconds: dict[str, float] = {}
-        self._announce = announce
+        self.announce = announce
         self._name, self._since = "load", time.perf_counter()
         announce(self._name)
 
@@ -197,7 +198,7 @@ class _Stopwatch:
         """End the running stage, begin the next."""
         self.stop()
         self._name, self._since = name, time.perf_counter()
-        self._announce(name)
+        self.announce(name)
 
     def layers(self, following: str) -> Callable[[int, int], None]:
         """Told how many layers are done of how many, it says so; after the last begins a stage."""
@@ -206,7 +207,7 @@ class _Stopwatch:
             if done == total:
                 self.start(following)
             else:
-                self._announce(f"{self._name}: layer {done + 1} of {total}")
+                self.announce(f"{self._name}: layer {done + 1} of {total}")
 
         return progress
 

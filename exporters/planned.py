@@ -9,7 +9,7 @@ from lipdeploy.engine_error import ErrorAnalysis
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.freeze import SPECTRAL_FORMS, with_choice
 from lipdeploy.exporters.onnx_cost import CostModel
-from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, candidates
+from lipdeploy.exporters.plan import Choice, Cost, FormChoice, LayerShape, Target, candidates
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.rounding import FLOAT32, Rounding
 from lipdeploy.spectral import Spectral
@@ -46,18 +46,28 @@ def planned_layers(
     plan: Sequence[Choice],
     target: Target,
     distance: float,
+    cost: Cost,
 ) -> tuple[PlannedLayer, ...]:
-    """The lines of a plan; errors at a distance from the centre, in pixels of 0 ... 255."""
+    """The lines of a plan.
+
+    Args:
+        network: what was planned.
+        shapes: of its linear layers.
+        plan: how each is evaluated.
+        target: what for.
+        distance: from the centre, in pixels of 0 ... 255, where errors are compared.
+        cost: what the plan was made with.
+    """
     model, rounding = CostModel(), Rounding.of_graph(FLOAT32, target.accumulation)
     shares = ErrorAnalysis(network).shares(rounding, distance)
     lines = []
     for shape, choice, layer, share in zip(shapes, plan, network.linear(), shares, strict=True):
         used = model.usage(shape, choice, target)
         stored = sum(array.nbytes for array in layer.operator.weights().values())
-        macs = used.macs // target.batch
+        macs, seconds = used.macs // target.batch, cost(shape, choice, target)
         norm = layer.operator.norm_upper
         lines.append(
-            PlannedLayer(shape, choice, macs, stored, used.weight_bytes, used.seconds, norm, share)
+            PlannedLayer(shape, choice, macs, stored, used.weight_bytes, seconds, norm, share)
         )
     return tuple(lines)
 

@@ -5,10 +5,13 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from lipdeploy.errors import OutputError
 from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
 from lipdeploy.files import write_atomically
@@ -29,11 +32,15 @@ class Tuner:
     """Seconds of a layer, measured with ONNX Runtime on the CPU; remembers what it has measured.
 
     Args:
-        cache: a JSON file; a missing or damaged one is begun anew.
+        cache: a JSON file; a missing or damaged one is begun anew, and where it cannot be written
+            nothing is remembered.
+        announce: told what is being measured.
     """
 
-    def __init__(self, cache: Path | None = None) -> None:
-        self._cache = cache or default_cache()
+    def __init__(
+        self, cache: Path | None = None, announce: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._cache, self._announce = cache or default_cache(), announce
         self._known = _read(self._cache)
         self.measured = 0
 
@@ -41,11 +48,17 @@ class Tuner:
         """Median seconds for a batch."""
         key = f"{_machine()} {shape} {choice} {target}"
         if key not in self._known:
+            channels = f"{shape.in_channels} to {shape.out_channels} channels"
+            self._announce(f"tune: {shape.grid} x {shape.grid}, {channels}, {choice}")
             self._known[key] = _measure(shape, choice, target)
             self.measured += 1
+            self._remember()
+        return self._known[key]
+
+    def _remember(self) -> None:
+        with suppress(OSError, OutputError):
             self._cache.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(json.dumps(self._known, indent=1).encode(), self._cache)
-        return self._known[key]
 
 
 def _read(cache: Path) -> dict[str, float]:
@@ -59,7 +72,7 @@ def _read(cache: Path) -> dict[str, float]:
 def _machine() -> str:
     """What a measurement depends on besides the layer."""
     engine = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
-    return f"{platform.machine()} x{os.cpu_count()} onnxruntime {engine}"
+    return f"{platform.node()} {platform.machine()} x{os.cpu_count()} onnxruntime {engine}"
 
 
 def _measure(shape: LayerShape, choice: Choice, target: Target) -> float:

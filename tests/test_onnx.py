@@ -1,5 +1,6 @@
 """The ONNX files that are written, and the ones that are refused."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,16 @@ from lipdeploy.exporters.export import ExportOptions, export_model
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
+from lipdeploy.exporters.onnx_graph import GraphBuilder
+from lipdeploy.exporters.onnx_grid import Grid, Wanted
+from lipdeploy.exporters.onnx_layer import skeleton
+from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.parity import compare, probe_inputs
+from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
+from lipdeploy.spectral import Spectral
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
 CLASSES = ("ant", "bee", "cow")
@@ -243,3 +250,28 @@ def test_an_export_says_where_it_is_and_times_each_stage(tmp_path: Path) -> None
     steps = [f"exponentials: layer {k} of {total}" for k in range(2, total + 1)]
     assert [stage for stage in heard if ":" in stage] == steps
     assert all(seconds >= 0 for seconds in exported.seconds.values())
+
+
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize("grid", [1, 2, 4])
+@pytest.mark.parametrize("form", ["pointwise", "dense", "spectral", "fused"])
+def test_no_output_is_cut_into_more_products_than_its_bound_counts(
+    form: str, grid: int, *, halves: bool
+) -> None:
+    """Products of one input with parts of the same stored matrices, no sum being cut."""
+    if form == "spectral" and grid < 3:
+        grid = 3
+    graph, shape = GraphBuilder(prepared=True), LayerShape(grid, 4, 4, 3, "circular")
+    operator = skeleton(shape, Choice(form))
+    emit_operator(operator, graph, Grid(("x",), grid, 4), "layer", Wanted(halves))
+    found = Counter(
+        (stored, node.input[1 - side])
+        for node in graph.nodes
+        if node.op_type == "MatMul"
+        for side, name in enumerate(node.input)
+        for stored in operator.weights()
+        if name.startswith(f"layer.{stored}")
+    )
+    products = operator._products if isinstance(operator, Spectral) else [operator._product]
+    assert found
+    assert max(found.values()) <= max(product.nodes for product in products)

@@ -68,6 +68,11 @@ def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     assert again(SHAPE, Choice("fused"), Target(2)) == seconds
     assert (first.measured, again.measured) == (1, 0)
     assert again(SHAPE, Choice("fused"), Target(3)) > 0
+    closed = tmp_path / "file"
+    closed.write_text("")
+    heard: list[str] = []
+    assert Tuner(closed / "tuning.json", heard.append)(SHAPE, Choice("fused"), Target(2)) > 0
+    assert heard == ["tune: 8 x 8, 16 to 16 channels, fused"]
     cache.write_text("{damaged")
     assert Tuner(cache)(SHAPE, Choice("fused"), Target(2)) > 0
     assert json.loads(cache.read_text())
@@ -110,7 +115,7 @@ def test_the_plan_says_what_is_stored() -> None:
     shapes, target = layer_shapes(model), Target(4, "blocked")
     plan = make_plan(shapes, "auto", target, CostModel())
     network = freeze(model, plan=plan).stored_as("float16")
-    lines = planned_layers(network, shapes, plan, target, DISTANCE)
+    lines = planned_layers(network, shapes, plan, target, DISTANCE, CostModel())
     stored = sum(w.nbytes for name, w in network.weights().items() if name.startswith("layer"))
     biases = sum(layer.bias.nbytes for layer in network.linear())
     assert sum(line.parameter_bytes for line in lines) == stored - biases

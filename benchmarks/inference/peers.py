@@ -16,7 +16,7 @@ from lipdeploy.training.lipconvnet import Architecture
 
 def orthogonium(architecture: Architecture, convolution: Callable[..., Any]) -> nn.Module:
     """A network of orthogonium's layers, each replaced by a plain one with its kernel."""
-    from orthogonium.layers import MaxMin, OrthoLinear  # type: ignore[import-not-found]
+    from orthogonium.layers import MaxMin, OrthoLinear
 
     def plain_convolution(c_in: int, c_out: int, stride: int) -> nn.Module:
         layer = convolution(c_in, c_out, 3, stride, padding=0, padding_mode="zeros")
@@ -50,7 +50,7 @@ def aoc(architecture: Architecture) -> nn.Module:
 
 def adaptive_soc(architecture: Architecture) -> nn.Module:
     """Skew orthogonal convolutions with an explicit kernel, after three terms of the series."""
-    from orthogonium.layers.conv.adaptiveSOC import (  # type: ignore[import-not-found]
+    from orthogonium.layers.conv.adaptiveSOC import (
         AdaptiveSOCConv2d,
     )
 
@@ -59,7 +59,7 @@ def adaptive_soc(architecture: Architecture) -> nn.Module:
 
 def torchlip(architecture: Architecture) -> nn.Module:
     """Spectral convolutions of deel-torchlip (Serrurier et al., 2021) after `vanilla_export`."""
-    from deel import torchlip as library  # type: ignore[import-not-found]
+    from deel import torchlip as library
 
     def convolution(c_in: int, c_out: int, stride: int) -> nn.Module:
         layer: nn.Module = library.SpectralConv2d(c_in, c_out, 3, stride, padding=1)

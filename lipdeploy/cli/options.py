@@ -179,7 +179,8 @@ Tune = Annotated[
 MaxRoundingLoss = Annotated[
     str | None,
     typer.Option(
-        help="Largest radius that rounding may cost the statement program, such as 1/255."
+        help="Largest radius that rounding of the features may cost the statement program on the "
+        "inputs of the check, such as 1/255; more precise forms are taken where they are needed."
     ),
 ]
 
