@@ -12,7 +12,7 @@ from pathlib import Path
 
 import onnx
 
-from lipdeploy.artifact import Manifest, restore
+from lipdeploy.artifact import Manifest
 from lipdeploy.errors import EngineError, LipdeployError, ModelError
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import (
@@ -25,6 +25,7 @@ from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.runtimes.onnx import OnnxRuntime, executed_graph
+from lipdeploy.structure import restore
 from lipdeploy.verification import Check, check_bounds
 
 PROBE_BATCHES = (1, 64)

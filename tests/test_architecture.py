@@ -11,7 +11,7 @@ import pytest
 
 TRUSTED = (
     "frozen operators spectral taylor tiled heads mlp_head mlp_margins bounds rounding "
-    "engine_error certificate artifact verification fourier errors choices"
+    "engine_error certificate structure artifact verification fourier errors choices"
 )
 TRUSTED_MODULES = {f"lipdeploy.{name}" for name in TRUSTED.split()}
 FOLDERS = {"lipdeploy": "lipdeploy", "training": "lipdeploy.training"}

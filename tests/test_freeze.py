@@ -7,11 +7,12 @@ from helpers import make_network, random_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lipdeploy.artifact import describe, digest, restore
+from lipdeploy.artifact import digest
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.plan import LayerShape, candidates
 from lipdeploy.frozen import FrozenNetwork, Shift
+from lipdeploy.structure import describe, restore
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 

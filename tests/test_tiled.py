@@ -11,7 +11,6 @@ from onnx import TensorProto, helper
 from test_operators import as_matrix, taps
 from test_verify import write
 
-from lipdeploy.artifact import describe, restore
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
 from lipdeploy.exporters.freeze import freeze_kernel
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
@@ -28,6 +27,7 @@ from lipdeploy.operators import LinearOperator
 from lipdeploy.rounding import CLAIM, FLOAT32, Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.spectral import SpectralConv
+from lipdeploy.structure import describe, restore
 from lipdeploy.tiled import TiledConv, kernel_norm_upper, symbol_distance_upper
 from lipdeploy.verification import independent_norm_upper
 
