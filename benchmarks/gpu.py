@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from inference.cases import Built, Case, Measured, built_case, differences_of, functions_of
+from inference.cases import Built, Case, Measured, build, differences_of, functions_of, model_of
 from inference.engines import ACCUMULATIONS
 from inference.networks import ABOUT_WEIGHTS, pixels_of
 from inference.opponents import DENSE, SERIES_6, SERIES_15, Opponent, fastest_of, torch_opponents
@@ -139,9 +139,10 @@ def main() -> int:
     results = Results(describe_machine(), notes=[ABOUT_WEIGHTS])
     # Off for PyTorch, too: all opponents in the same arithmetic.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    with built_case(CASE) as (built, model):
-        results.skipped += skips_of(CASE.label, built.skipped)
+    with model_of(CASE) as model:
         for batch in CASE.batches:
+            built = build(CASE, model, batch)
+            results.skipped += skips_of(f"{CASE.label}, batch {batch}", built.skipped)
             try:
                 measured = measure(built, model, batch)
             except EngineError as error:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
@@ -18,11 +18,23 @@ from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.parity import Parity, compare, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice, Target, make_plan
-from lipdeploy.exporters.planned import PlannedLayer, planned_layers, within_loss
+from lipdeploy.exporters.planned import (
+    PlannedLayer,
+    longest_sums,
+    planned_layers,
+    within_loss,
+)
 from lipdeploy.exporters.tune import Tuner
 from lipdeploy.files import check_output, write_atomically
 from lipdeploy.images import PREPROCESSING
-from lipdeploy.rounding import ACCUMULATIONS, Accumulation
+from lipdeploy.rounding import (
+    ACCUMULATIONS,
+    FLOAT32,
+    LARGEST_LIMIT,
+    SHORTEST_LIMIT,
+    Accumulation,
+    Rounding,
+)
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
@@ -47,6 +59,8 @@ class ExportOptions:
         form: form of the linear layers, or "auto".
         weights: how operators are stored; biases, transforms and head are float32.
         accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
+        longest_sum: most terms of a sum of the graph; None for `max_rounding_loss` to decide, or
+            else for `lipdeploy.rounding.LONGEST_SUMS`.
         batch: images at a time that the engine is made fast for; it takes any number.
         tune: measure the candidates of each layer on this machine instead of estimating them.
         max_rounding_loss: largest radius that rounding may cost, l2 in pixels of [0, 1]; None for
@@ -60,6 +74,7 @@ class ExportOptions:
     form: FormChoice = "auto"
     weights: WeightsType = "float16"
     accumulation: Accumulation = "blocked"
+    longest_sum: int | None = None
     batch: int = 64
     tune: bool = False
     max_rounding_loss: float | None = None
@@ -71,13 +86,20 @@ class ExportOptions:
         check_choice("--form", self.form, FORM_CHOICES)
         check_choice("--weights", self.weights, WEIGHTS_TYPES)
         check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
+        limits = SHORTEST_LIMIT, LARGEST_LIMIT
+        if self.longest_sum is not None and not limits[0] <= self.longest_sum <= limits[1]:
+            raise UsageError(
+                f"--longest-sum {self.longest_sum}: must be {limits[0]} to {limits[1]}"
+            )
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
 
     @property
     def target(self) -> Target:
         """What the plan is made for."""
-        return Target(self.batch, self.accumulation)
+        rounding = Rounding.of_graph(FLOAT32, self.accumulation)
+        longest = self.longest_sum or rounding.block
+        return Target(self.batch, replace(rounding, block=longest))
 
 
 @dataclass(frozen=True)
@@ -153,6 +175,8 @@ def _build(
     distance = float(distances_upper(pixels, network.centre).max())
     if options.max_rounding_loss is not None:
         limit = 255 * options.max_rounding_loss
+        if options.longest_sum is None:
+            target = longest_sums(network, target, distance, limit)
         network, plan = within_loss(network, plan, shapes, options.form, target, distance, limit)
     manifest = make_manifest(
         network,
@@ -160,7 +184,7 @@ def _build(
         {"size": network.image_size, **PREPROCESSING},
         _source(model, options),
         _versions(),
-        options.accumulation,
+        target.rounding,
     )
     lines = planned_layers(network, shapes, plan, target, distance, cost)
     clock.start("emit")

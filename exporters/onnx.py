@@ -31,7 +31,6 @@ from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.onnx_radius import emit_radius
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
-from lipdeploy.rounding import BLOCKS
 
 
 def build_model(
@@ -45,7 +44,7 @@ def build_model(
             the radius is computed with.
         prepared: see `GraphBuilder`.
     """
-    graph = GraphBuilder(BLOCKS[manifest.accumulation], prepared=prepared)
+    graph = GraphBuilder(manifest.longest_sum, prepared=prepared)
     n, layer = network.image_size, 0
     flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
     colours_last = graph.transpose(graph.reshape(flat, 3, n, n, -1), 1, 2, 0, 3)

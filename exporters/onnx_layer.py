@@ -16,7 +16,6 @@ from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.plan import TILE, Choice, LayerShape, Target
 from lipdeploy.fourier import RealFourier
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import BLOCKS
 from lipdeploy.spectral import FusedSpectralConv, SpectralConv
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.tiled import TiledConv
@@ -70,7 +69,7 @@ def input_shape(shape: LayerShape, batch: int) -> tuple[int, ...]:
 
 def layer_graph(shape: LayerShape, choice: Choice, target: Target) -> onnx.ModelProto:
     """Input, linear layer, bias, maximum of channel pairs, and space-to-depth if that follows."""
-    graph = GraphBuilder(BLOCKS[target.accumulation], prepared=True)
+    graph = GraphBuilder(target.rounding.block, prepared=True)
     x = Grid((INPUT,), shape.grid, shape.in_channels, "cells" if shape.cells else "standard")
     wanted = Wanted(shape.out_channels % 2 == 0, shape.cut and shape.grid % 2 == 0)
     y = emit_operator(skeleton(shape, choice), graph, x, "layer", wanted)

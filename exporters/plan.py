@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lipdeploy.errors import FreezeError
-from lipdeploy.rounding import Accumulation
+from lipdeploy.rounding import STANDARD, Rounding
 
 FormChoice = Literal["auto", "spectral", "fused", "tiled", "dense", "taylor"]
 FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
@@ -75,11 +75,14 @@ class Target:
 
     Attributes:
         batch: images at a time.
-        accumulation: what may be assumed of the order of sums; decides on how sums are cut.
+        rounding: what the certificate assumes; decides on how sums are cut.
     """
 
     batch: int = 64
-    accumulation: Accumulation = "blocked"
+    rounding: Rounding = STANDARD
+
+    def __str__(self) -> str:
+        return f"batch {self.batch}, sums of at most {self.rounding.block or 'any'} terms"
 
 
 Cost = Callable[[LayerShape, Choice, Target], float]

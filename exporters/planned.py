@@ -11,7 +11,6 @@ from lipdeploy.exporters.freeze import SPECTRAL_FORMS, with_choice
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, Cost, FormChoice, LayerShape, Target, candidates
 from lipdeploy.frozen import FrozenNetwork, Linear
-from lipdeploy.rounding import FLOAT32, Rounding
 from lipdeploy.spectral import Spectral
 
 
@@ -58,8 +57,8 @@ def planned_layers(
         distance: from the centre, in pixels of 0 ... 255, where errors are compared.
         cost: what the plan was made with.
     """
-    model, rounding = CostModel(), Rounding.of_graph(FLOAT32, target.accumulation)
-    shares = ErrorAnalysis(network).shares(rounding, distance)
+    model = CostModel()
+    shares = ErrorAnalysis(network).shares(target.rounding, distance)
     lines = []
     for shape, choice, layer, share in zip(shapes, plan, network.linear(), shares, strict=True):
         used = model.usage(shape, choice, target)
@@ -74,9 +73,21 @@ def planned_layers(
 
 def rounding_loss(network: FrozenNetwork, target: Target, distance: float) -> float:
     """What rounding takes of a radius at a distance from the centre; l2 in pixels of 0 ... 255."""
-    rounding = Rounding.of_graph(FLOAT32, target.accumulation)
-    error = ErrorAnalysis(network).errors(rounding).features(np.array([distance]))
+    error = ErrorAnalysis(network).errors(target.rounding).features(np.array([distance]))
     return 2 * float(error[0]) / network.lipschitz_upper
+
+
+SUMS = (None, 1024, 512, 256, 128, 64, 32, 16, 8)
+"""Limits of sums that are tried, the fastest first."""
+
+
+def longest_sums(network: FrozenNetwork, target: Target, distance: float, limit: float) -> Target:
+    """The target with the longest sums that cost at most `limit`; else with the shortest."""
+    for block in SUMS:
+        target = replace(target, rounding=replace(target.rounding, block=block))
+        if rounding_loss(network, target, distance) <= limit:
+            break
+    return target
 
 
 def within_loss(
@@ -96,8 +107,7 @@ def within_loss(
         ExportError: if rounding takes more than `limit` (pixels of 0 ... 255) all the same.
     """
     chosen = list(plan)
-    rounding = Rounding.of_graph(FLOAT32, target.accumulation)
-    shares = ErrorAnalysis(network).shares(rounding, distance)
+    shares = ErrorAnalysis(network).shares(target.rounding, distance)
     loss = rounding_loss(network, target, distance)
     for index in np.argsort(shares)[::-1]:
         if loss <= limit:
@@ -107,13 +117,14 @@ def within_loss(
         for choice in candidates(shapes[index], form):
             if choice.form in SPECTRAL_FORMS and isinstance(layer.operator, Spectral):
                 options[choice] = with_choice(layer.operator, choice)
-        chosen[index] = min(options, key=lambda c: options[c].step(rounding).rounding_upper)
+        chosen[index] = min(options, key=lambda c: options[c].step(target.rounding).rounding_upper)
         network = _with_operator(network, index, replace(layer, operator=options[chosen[index]]))
         loss = rounding_loss(network, target, distance)
     if loss > limit:
         raise ExportError(
             f"--max-rounding-loss: rounding takes up to {loss:.3g}/255 of a radius in the most "
-            f"precise forms, limit {limit:.3g}/255; use --accumulation blocked, or a larger limit"
+            f"precise forms, limit {limit:.3g}/255; use --accumulation blocked without "
+            "--longest-sum, or a larger limit"
         )
     return network, tuple(chosen)
 

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from lipdeploy.choices import check_class_names
 from lipdeploy.engine_error import EngineErrors, ErrorAnalysis
 from lipdeploy.errors import ModelError
-from lipdeploy.frozen import (
-    FrozenNetwork,
-    product_upper,
-)
+from lipdeploy.frozen import FrozenNetwork, product_upper
 from lipdeploy.rounding import (
     ACCUMULATIONS,
     ARITHMETICS,
     CLAIM,
     FLOAT32,
     FLOAT64,
+    LARGEST_LIMIT,
+    SHORTEST_LIMIT,
+    STANDARD,
     Accumulation,
     AffineBound,
     Rounding,
@@ -31,7 +31,7 @@ from lipdeploy.structure import describe, restore
 Weights = NDArray[Any]
 
 FORMAT = "lipdeploy-engine"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAX_MANIFEST_LENGTH = 1 << 20
 MAX_MANIFEST_DEPTH = 12
 PLAIN_FIELDS = {
@@ -90,6 +90,7 @@ class Manifest:
         layers: the bound of each linear layer.
         arithmetic: the engine's.
         accumulation: what is known of the order of its sums; see `lipdeploy.rounding`.
+        longest_sum: terms of the longest sum of a product of its graph; None for no limit.
         errors: error bounds of features and logits under each assumption that its graph allows, by
             name ("float32 same-order"); that of the float64 reference is "float64 any-order".
         guarantee: the strongest statement that the bounds support.
@@ -106,6 +107,7 @@ class Manifest:
     layers: tuple[LayerBound, ...]
     arithmetic: str
     accumulation: Accumulation
+    longest_sum: int | None
     errors: dict[str, EngineErrors]
     guarantee: str
     proof: str
@@ -114,9 +116,17 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
+    def rounding(self) -> Rounding:
+        """How the engine computes; raises ModelError if there is no such arithmetic."""
+        if self.arithmetic not in ARITHMETICS:
+            known = ", ".join(ARITHMETICS)
+            raise ModelError(f"arithmetic {self.arithmetic!r}; expected one of {known}")
+        return Rounding(ARITHMETICS[self.arithmetic], self.accumulation, self.longest_sum)
+
+    @property
     def engine_errors(self) -> EngineErrors:
         """The error bounds of the engine under its own assumption."""
-        return self.errors[_engine_rounding(self)]
+        return self.errors[self.rounding.name]
 
     @property
     def reference_errors(self) -> EngineErrors:
@@ -127,7 +137,7 @@ class Manifest:
         """What `sha256` should be for these weights."""
         described = asdict(self)
         kept = ["network", "classes", "preprocessing", "lipschitz_upper", "layers"]
-        kept += ["arithmetic", "accumulation", "errors", "guarantee"]
+        kept += ["arithmetic", "accumulation", "longest_sum", "errors", "guarantee"]
         return digest({name: described[name] for name in kept}, weights)
 
     def to_json(self) -> str:
@@ -167,8 +177,9 @@ class Manifest:
             values["errors"] = {name: _errors(entry) for name, entry in values["errors"].items()}
             if values["accumulation"] not in ACCUMULATIONS or values["guarantee"] != "program":
                 raise ValueError(f"{values['accumulation']!r}, {values['guarantee']!r}")
+            _check_longest_sum(values["longest_sum"])
             manifest = cls(**values)
-            if not {_engine_rounding(manifest), REFERENCE.name} <= manifest.errors.keys():
+            if not {manifest.rounding.name, REFERENCE.name} <= manifest.errors.keys():
                 raise ValueError("error bounds are missing")
             return manifest
         except (
@@ -237,8 +248,12 @@ def _not_negative(value: object) -> float:
     return 0.0 if value == 0 and type(value) in (int, float) else _positive(value)
 
 
-def _engine_rounding(manifest: "Manifest") -> str:
-    return f"{manifest.arithmetic} {manifest.accumulation}"
+def _check_longest_sum(value: object) -> None:
+    """A limit, or none; short sums would be graphs of more nodes than a reader should make."""
+    if value is not None and (
+        type(value) is not int or not SHORTEST_LIMIT <= value <= LARGEST_LIMIT
+    ):
+        raise ValueError(f"sums of {value!r}")
 
 
 REFERENCE = Rounding(FLOAT64, "any-order")
@@ -253,9 +268,17 @@ def make_manifest(
     preprocessing: dict[str, Any],
     source: dict[str, Any],
     versions: dict[str, str],
-    accumulation: Accumulation = "blocked",
+    rounding: Rounding = STANDARD,
 ) -> Manifest:
     """Prove the bounds of a network and write them down with what it is.
+
+    Args:
+        network: what the engine computes.
+        classes: names in the order of the logits.
+        preprocessing: how an image becomes pixels.
+        source: where the network comes from.
+        versions: of what made it.
+        rounding: how its graph computes.
 
     Raises:
         BoundError: if a bound cannot be proven.
@@ -263,15 +286,16 @@ def make_manifest(
     norms = [norm * CLAIM for norm in network.layer_norms_upper]
     layers = zip(network.linear(), norms, strict=True)
     analysis = ErrorAnalysis(network)
-    roundings = [REFERENCE, *engine_roundings(FLOAT32.name, accumulation)]
+    roundings = [REFERENCE, *engine_roundings(rounding)]
     manifest = Manifest(
         network=describe(network),
         classes=classes,
         preprocessing=preprocessing,
         lipschitz_upper=product_upper(norms),
         layers=tuple(LayerBound(layer.operator.form, norm) for layer, norm in layers),
-        arithmetic=FLOAT32.name,
-        accumulation=accumulation,
+        arithmetic=rounding.arithmetic.name,
+        accumulation=rounding.accumulation,
+        longest_sum=rounding.block,
         errors={r.name: analysis.errors(r).times(CLAIM) for r in roundings},
         guarantee="program",
         proof=PROOF,
@@ -282,18 +306,12 @@ def make_manifest(
     return replace(manifest, sha256=manifest.digest(network.weights()))
 
 
-def engine_roundings(arithmetic: str, accumulation: Accumulation) -> list[Rounding]:
-    """The assumptions that hold for a graph if `accumulation` does, that one last.
+def engine_roundings(rounding: Rounding) -> list[Rounding]:
+    """The assumptions that hold for a graph if those of `rounding` do, these last.
 
     Where the order inside of blocks is assumed, what holds without that is of interest, too.
-
-    Raises:
-        ModelError: if there is no such arithmetic.
     """
-    if arithmetic not in ARITHMETICS:
-        raise ModelError(f"arithmetic {arithmetic!r}; expected one of {', '.join(ARITHMETICS)}")
-    rounding = Rounding.of_graph(ARITHMETICS[arithmetic], accumulation)
-    if accumulation == "same-order":
+    if rounding.accumulation == "same-order":
         return [replace(rounding, accumulation="any-order"), rounding]
     return [rounding]
 

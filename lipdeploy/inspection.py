@@ -27,6 +27,7 @@ def inspect_engine(engine: Engine) -> dict[str, Any]:
         "guarantee": manifest.guarantee,
         "arithmetic": manifest.arithmetic,
         "accumulation": manifest.accumulation,
+        "longest_sum": manifest.longest_sum,
         "feature_errors": {name: asdict(e.features) for name, e in manifest.errors.items()},
         "proof": manifest.proof,
         "source": manifest.source,

@@ -51,8 +51,15 @@ CLAIM = 1 + 2.0**-22
 """What is written down is this much larger than what was proven, so that another proof, on another
 machine, finds no more than what is claimed."""
 
-BLOCKS: dict[Accumulation, int | None] = {"any-order": None, "same-order": 128, "blocked": 16}
-"""Longest sum of the graph that is made for each; None for no limit."""
+LONGEST_SUMS: dict[Accumulation, int | None] = {
+    "any-order": None,
+    "same-order": 512,
+    "blocked": 16,
+}
+"""Longest sum of the graph that is made for each, unless another is asked for; None: no limit."""
+
+SHORTEST_LIMIT, LARGEST_LIMIT = 8, 1 << 20
+"""Limits of sums that a graph can have; shorter ones would need too many nodes."""
 
 
 @dataclass(frozen=True)
@@ -230,8 +237,8 @@ class Rounding:
 
     @classmethod
     def of_graph(cls, arithmetic: Arithmetic, accumulation: Accumulation) -> "Rounding":
-        """That of the graph that is made for an accumulation."""
-        return cls(arithmetic, accumulation, BLOCKS[accumulation])
+        """That of the graph that is made for an accumulation, where nothing else is asked for."""
+        return cls(arithmetic, accumulation, LONGEST_SUMS[accumulation])
 
     @property
     def name(self) -> str:
@@ -318,6 +325,10 @@ class Rounding:
     def flushed(self, size: int) -> float:
         """What `size` sums of two numbers can lose when operands or results become 0."""
         return 4 * self.arithmetic.smallest_normal * math.sqrt(size) + TINY
+
+
+STANDARD = Rounding.of_graph(FLOAT32, "blocked")
+"""How an engine computes where nothing else is asked for."""
 
 
 def tree_levels(n: int, block: int) -> list[int]:

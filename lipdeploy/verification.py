@@ -235,7 +235,7 @@ def _all_at_least(name: str, pairs: list[tuple[Fraction, Fraction]]) -> Check:
 
 
 def _check_errors(network: FrozenNetwork, manifest: Manifest) -> Iterator[Check]:
-    known = {r.name: r for r in engine_roundings(manifest.arithmetic, manifest.accumulation)}
+    known = {r.name: r for r in engine_roundings(manifest.rounding)}
     known[REFERENCE.name] = REFERENCE
     for name, claimed in manifest.errors.items():
         title = f"rounding errors, {name}"

@@ -34,9 +34,12 @@ TINY = Architecture(8, 3, width=4, depth=10)
 def tiny() -> Iterator[dict[int, cases.Measured]]:
     """A tiny network, everything that the quick benchmark does with the centre, for a moment."""
     case = replace(plan.QUICK, architecture=TINY, seconds=0.2)
-    with pytest.MonkeyPatch.context() as patch, cases.built_case(case) as (built, model):
+    with pytest.MonkeyPatch.context() as patch, cases.model_of(case) as model:
         patch.setattr(timing, "TURN", 0.001)
-        yield {batch: cases.measure(case, built, model, batch) for batch in case.batches}
+        yield {
+            batch: cases.measure(case, cases.build(case, model, batch), model, batch)
+            for batch in case.batches
+        }
 
 
 @pytest.mark.parametrize("padding", ["circular", "zero"])
@@ -149,7 +152,8 @@ def test_memory_is_measured_in_another_process(tiny: dict[int, cases.Measured]) 
 
 def test_an_opponent_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     case = replace(plan.QUICK, architecture=TINY, variants=(PLANNED,))
-    with cases.built_case(case) as (built, model):
+    with cases.model_of(case) as model:
+        built = cases.build(case, model, 1)
         network = load_model(model).network
         network.mean += 1
         built.series[SERIES_15] = MODULES[SERIES_15](network)
@@ -159,10 +163,11 @@ def test_an_opponent_that_computes_something_else_is_refused(tmp_path: Path) -> 
 
 def test_what_cannot_be_built_is_skipped_with_its_reason() -> None:
     case = replace(plan.QUICK, architecture=TINY, variants=tuple(VARIANTS), build_seconds=20)
-    with cases.built_case(case) as (built, _):
+    with cases.model_of(case) as model:
+        built = cases.build(case, model, 1)
         assert set(built.skipped) | set(built.engines) == set(VARIANTS)
         assert "zero padding" in built.skipped["engine, all taylor"]
-    with cases.built_case(replace(case, build_seconds=1e-3, series=())) as (built, _):
+        built = cases.build(replace(case, build_seconds=1e-3, series=()), model, 1)
         assert not built.engines
         assert built.skipped[PLANNED].startswith("TimeoutError: took longer than")
 

@@ -13,7 +13,7 @@ from lipdeploy.exporters import tune
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx_cost import CostModel, Machine
 from lipdeploy.exporters.plan import Choice, LayerShape, Target, candidates, make_plan
-from lipdeploy.exporters.planned import planned_layers, rounding_loss, within_loss
+from lipdeploy.exporters.planned import longest_sums, planned_layers, rounding_loss, within_loss
 from lipdeploy.exporters.tune import Tuner
 from lipdeploy.rounding import FLOAT32, Rounding
 
@@ -30,7 +30,7 @@ def test_a_plan_takes_the_cheapest_candidate_of_each_layer() -> None:
 @pytest.mark.parametrize("choice", candidates(SHAPE), ids=str)
 def test_multiplications_are_those_of_the_mathematics(choice: Choice) -> None:
     """Blocks: four real products for each complex frequency, one for each real one."""
-    used = CostModel().usage(SHAPE, choice, Target(1, "any-order"))
+    used = CostModel().usage(SHAPE, choice, Target(1, Rounding(FLOAT32, "any-order")))
     n, c = SHAPE.grid, SHAPE.in_channels
     blocks = (2 * n * n - 4) * c * c
     if choice.form == "dense":
@@ -51,8 +51,9 @@ def test_costs_grow_with_the_batch_and_with_slower_machines() -> None:
 
 
 def test_a_copy_more_reads_twice_the_complex_blocks() -> None:
+    target = Target(1, Rounding(FLOAT32, "any-order"))
     once, twice = (
-        CostModel().usage(SHAPE, Choice("spectral", copies), Target(1, "any-order")).weight_bytes
+        CostModel().usage(SHAPE, Choice("spectral", copies), target).weight_bytes
         for copies in (1, 2)
     )
     blocks = (8 * 8 - 4) * 16 * 16 * 4
@@ -90,7 +91,7 @@ def test_shares_of_the_rounding_error_add_up() -> None:
 
 def test_a_loss_that_was_asked_for_is_kept() -> None:
     model = make_network(width=8, image_size=16)
-    shapes, target = layer_shapes(model), Target(1, "any-order")
+    shapes, target = layer_shapes(model), Target(1, Rounding(FLOAT32, "any-order"))
     plan = make_plan(shapes, "auto", target, lambda _, c, __: float(c.form != "fused"))
     network = freeze(model, plan=plan).stored_as("float32")
     fastest = rounding_loss(network, target, DISTANCE)
@@ -110,9 +111,22 @@ def test_a_loss_that_was_asked_for_is_kept() -> None:
     assert forms == [choice.form for choice in changed_plan]
 
 
+def test_sums_are_as_long_as_the_loss_allows() -> None:
+    network = freeze(make_network(width=8, image_size=16)).stored_as("float32")
+    costs = [
+        rounding_loss(network, Target(1, Rounding(FLOAT32, "blocked", block)), DISTANCE)
+        for block in (None, 32, 16, 8)
+    ]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[0] > costs[-1]
+    for cost, block in ((costs[0], None), (costs[1], 32), (costs[2], 16), (0.0, 8)):
+        chosen = longest_sums(network, Target(1), DISTANCE, cost)
+        assert chosen.rounding == Rounding(FLOAT32, "blocked", block)
+
+
 def test_the_plan_says_what_is_stored() -> None:
     model = make_network()
-    shapes, target = layer_shapes(model), Target(4, "blocked")
+    shapes, target = layer_shapes(model), Target(4)
     plan = make_plan(shapes, "auto", target, CostModel())
     network = freeze(model, plan=plan).stored_as("float16")
     lines = planned_layers(network, shapes, plan, target, DISTANCE, CostModel())

@@ -13,10 +13,10 @@ from lipdeploy.errors import BoundError
 from lipdeploy.rounding import (
     ARITHMETICS,
     BFLOAT16,
-    BLOCKS,
     FLOAT16,
     FLOAT32,
     FLOAT64,
+    LONGEST_SUMS,
     TF32,
     AffineBound,
     Arithmetic,
@@ -142,7 +142,7 @@ def test_the_graph_adds_blocks_as_they_are_counted() -> None:
         assert kinds.count("Add") == sum(tree_levels(n, 16))
 
 
-@pytest.mark.parametrize("accumulation", list(BLOCKS))
+@pytest.mark.parametrize("accumulation", list(LONGEST_SUMS))
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.sampled_from([1, 7, 16, 17, 130, 300]))
 def test_sums_in_many_orders_err_no_more_than_their_bound(
@@ -154,7 +154,7 @@ def test_sums_in_many_orders_err_no_more_than_their_bound(
     x = generator.normal(size=length).astype(np.float32)
     rounding = Rounding.of_graph(FLOAT32, accumulation)
     step = rounding.product(Product(weights, 6))
-    block = BLOCKS[accumulation] or length
+    block = LONGEST_SUMS[accumulation] or length
     parts = []
     for start in range(0, length, block):
         stop = min(start + block, length)

@@ -39,7 +39,9 @@ def write(
 ) -> Path:
     network = freeze(make_network(**shape), form).stored_as("float32")
     preprocessing = {"size": network.image_size, **PREPROCESSING}
-    manifest = make_manifest(network, CLASSES, preprocessing, {}, {}, accumulation)
+    manifest = make_manifest(
+        network, CLASSES, preprocessing, {}, {}, Rounding.of_graph(FLOAT32, accumulation)
+    )
     path.write_bytes(onnx_bytes(network, manifest))
     return path
 

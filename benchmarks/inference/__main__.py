@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from inference.cases import Case, Measured, built_case, measure
+from inference.cases import Case, Measured, build, measure, model_of
 from inference.engines import PLANNED
 from inference.networks import ABOUT_WEIGHTS
 from inference.plan import CASES, QUICK, WITH_PEERS, predicted_seconds
@@ -20,17 +20,18 @@ RESULTS = Path(__file__).parents[1] / "results"
 MEMORY = 12 << 30
 """Bytes that one case may take."""
 
-CASE_SECONDS = 900
+CASE_SECONDS = 1500
 """What one case may take, with all that it builds."""
 
 
 def run_case(case: Case, *, memory: bool) -> tuple[Results, dict[int, Measured]]:
     """Build and measure one case in this process."""
     results, found = Results(describe_machine(), notes=[ABOUT_WEIGHTS]), dict[int, Measured]()
-    with built_case(case) as (built, model):
-        results.skipped += skips_of(case.label, built.skipped)
-        results.build_seconds |= built.seconds
+    with model_of(case) as model:
         for batch in case.batches:
+            built = build(case, model, batch)
+            results.skipped += skips_of(f"{case.label}, batch {batch}", built.skipped)
+            results.build_seconds |= built.seconds
             measured = found[batch] = measure(case, built, model, batch)
             results.rows += rows_of(measured, memory=memory)
             results.skipped += skips_of(f"{case.label}, batch {batch}", measured.skipped)

@@ -151,15 +151,15 @@ def or_skip(name: str, skipped: dict[str, str]) -> Iterator[None]:
         skipped[name] = f"{type(error).__name__}: {reason}"
 
 
-def build(case: Case, model: Path) -> Built:
-    """Build engines and opponents of the network in a model file."""
+def build(case: Case, model: Path, batch: int) -> Built:
+    """Build engines and opponents of the network in a model file, for a batch size."""
     built = Built()
     network = load_model(model).network
     for name in case.variants:
         with or_skip(name, built.skipped), at_most(case.build_seconds):
-            print_note(f"{case.label}: building {name}")
+            print_note(f"{case.label}, batch {batch}: building {name}")
             start = time.perf_counter()
-            built.engines[name] = open_engine(model, name)
+            built.engines[name] = open_engine(model, name, batch)
             built.seconds[name] = time.perf_counter() - start
     for name in case.series:
         with or_skip(name, built.skipped), at_most(case.build_seconds):
@@ -236,9 +236,9 @@ def measure(case: Case, built: Built, model: Path, batch: int) -> Measured:
 
 
 @contextmanager
-def built_case(case: Case) -> Iterator[tuple[Built, Path]]:
-    """Everything that computes the network of a case, and its model file."""
+def model_of(case: Case) -> Iterator[Path]:
+    """The model file of the network of a case."""
     with TemporaryDirectory() as folder:
         model = Path(folder) / "model.pt"
         write_model(case.architecture, model)
-        yield build(case, model), model
+        yield model

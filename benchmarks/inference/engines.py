@@ -1,6 +1,6 @@
 """Our engines: which ones, and running them with the certificate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -78,13 +78,13 @@ class CertifiedEngine:
         return network.head.logits(network.features(pixels.astype(np.float64)))
 
 
-def open_engine(model: Path, variant: str) -> CertifiedEngine:
-    """Build an engine of a model file and open it on the CPU.
+def open_engine(model: Path, variant: str, batch: int) -> CertifiedEngine:
+    """Build an engine of a model file for a batch size and open it on the CPU.
 
     Raises:
         LipdeployError: if the network has no such form, or it does not fit.
     """
-    engine = build_engine(model, VARIANTS[variant])
+    engine = build_engine(model, replace(VARIANTS[variant], batch=batch))
     return CertifiedEngine(engine, OnnxRuntime(engine.prepared, "cpu"))
 
 

@@ -21,7 +21,7 @@ CENTRE = Case(
     batches=(1, 8, 64, 256),
     variants=tuple(VARIANTS),
     series=(SERIES_15, SERIES_6, DENSE),
-    seconds=45,
+    seconds=30,
 )
 
 CASES = (
@@ -37,7 +37,7 @@ CASES = (
 )
 """Of `make bench`; the centre is first, what the others take is predicted from it."""
 
-QUICK = Case("centre", shape(), (1, 8, 64), tuple(ACCUMULATIONS), seconds=35)
+QUICK = Case("centre", shape(), (1, 8, 64), tuple(ACCUMULATIONS), seconds=15)
 """Of `make bench-quick`."""
 
 WITH_PEERS = Case("centre", shape(), (1, 8, 64), others={STRIDED: strided_cnn, **PEERS})

@@ -15,6 +15,7 @@ def export(
     form: options.Form = "auto",
     weights: options.Weights = "float16",
     accumulation: options.Accumulation = "blocked",
+    longest_sum: options.LongestSum = None,
     batch: options.TargetBatch = 64,
     tune: options.Tune = False,
     max_rounding_loss: options.MaxRoundingLoss = None,
@@ -36,7 +37,8 @@ def export(
             "the model.pt that 'lipdeploy train' wrote"
         )
     chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
-    chosen |= {"accumulation": accumulation, "batch": batch, "tune": tune}
+    chosen |= {"accumulation": accumulation, "longest_sum": longest_sum}
+    chosen |= {"batch": batch, "tune": tune}
     if max_rounding_loss is not None:
         chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
     export_options = ExportOptions(**chosen)

@@ -166,6 +166,16 @@ Accumulation = Annotated[
     ),
 ]
 
+LongestSum = Annotated[
+    int | None,
+    typer.Option(
+        help="Most terms of a sum of the graph: fewer are more precise, more are faster. By "
+        "default 16 for blocked, 512 for same-order, any number for any-order; with "
+        "--max-rounding-loss as many as that allows.",
+        show_default=False,
+    ),
+]
+
 TargetBatch = Annotated[
     int,
     typer.Option("--batch", help="Images at a time that the engine is made fast for."),
@@ -180,7 +190,8 @@ MaxRoundingLoss = Annotated[
     str | None,
     typer.Option(
         help="Largest radius that rounding of the features may cost the statement program on the "
-        "inputs of the check, such as 1/255; more precise forms are taken where they are needed."
+        "inputs of the check, such as 1/255; sums are as long as that allows, and more precise "
+        "forms are taken where they are needed."
     ),
 ]
 

@@ -35,7 +35,8 @@ def export_summary(exported: "Exported") -> None:
         f"{parity.argmax_flips} argmax flips"
     )
     print_hint(
-        f"  guarantee  {manifest.guarantee}, {manifest.arithmetic}, sums {manifest.accumulation}: "
+        f"  guarantee  {manifest.guarantee}, {manifest.arithmetic}, sums {manifest.accumulation} "
+        f"({_sums(manifest.longest_sum)}): "
         f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
         "on these inputs"
     )
@@ -43,6 +44,10 @@ def export_summary(exported: "Exported") -> None:
     if not is_quiet():
         print_table(_plan_table(exported.plan, exported.path.stat().st_size))
     print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")
+
+
+def _sums(longest: int | None) -> str:
+    return "any number of terms" if longest is None else f"at most {longest} terms"
 
 
 def _plan_table(plan: "tuple[PlannedLayer, ...]", file_bytes: int) -> Table:

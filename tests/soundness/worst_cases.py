@@ -17,7 +17,7 @@ from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.frozen import FrozenNetwork, Linear, Operation, Shift, SpaceToDepth
 from lipdeploy.heads import LinearHead
 from lipdeploy.operators import DenseMatrix, PointwiseMatrix
-from lipdeploy.rounding import BLOCKS, FLOAT64, Accumulation, Rounding
+from lipdeploy.rounding import ARITHMETICS, FLOAT64, LONGEST_SUMS, Accumulation, Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 
 SIDE = 8
@@ -36,7 +36,9 @@ def pattern(length: int, block: int | None, *, up: bool = False) -> np.ndarray:
 def engine_of(network: FrozenNetwork, accumulation: Accumulation) -> Engine:
     """The engine file of a network, read back, with class names as many as it has."""
     names = tuple(f"class {index}" for index in range(network.head.classes))
-    manifest = make_manifest(network, names, {}, {}, {}, accumulation)
+    # By name, so that a mutation of the arithmetic is a mutation here.
+    rounding = Rounding.of_graph(ARITHMETICS["float32"], accumulation)
+    manifest = make_manifest(network, names, {}, {}, {}, rounding)
     return parse_onnx(onnx_bytes(network, manifest), "soundness")
 
 
@@ -59,7 +61,7 @@ class Swing:
 def swing_in_the_body(accumulation: Accumulation) -> Swing:
     """The long sum is the first layer's; the head copies it."""
     matrix = np.zeros((PIXELS, SIDE * SIDE))
-    matrix[:, 0] = pattern(PIXELS, BLOCKS[accumulation]) / LARGE
+    matrix[:, 0] = pattern(PIXELS, LONGEST_SUMS[accumulation]) / LARGE
     weight = np.zeros((2, SIDE * SIDE))
     weight[0, 0] = 1.0
     return _swing([Linear(DenseMatrix(SIDE, matrix), np.zeros(1))], weight, accumulation)
@@ -89,7 +91,7 @@ def swing_through_two_layers() -> Swing:
 def swing_in_the_head(accumulation: Accumulation) -> Swing:
     """The long sum is the head's; the body copies the pixels in the order of features."""
     weight = np.zeros((2, PIXELS))
-    weight[0] = pattern(PIXELS, BLOCKS[accumulation])
+    weight[0] = pattern(PIXELS, LONGEST_SUMS[accumulation])
     body = [Linear(PointwiseMatrix(SIDE, np.eye(3) / LARGE), np.zeros(3))]
     return _swing(body, weight, accumulation, channels_first=True)
 
@@ -102,7 +104,7 @@ def _swing(
     channels_first: bool = False,
 ) -> Swing:
     """Put the threshold just above the smaller of the two computed values."""
-    block = BLOCKS[accumulation]
+    block = LONGEST_SUMS[accumulation]
     inputs = np.stack([pattern(PIXELS, block, up=True), pattern(PIXELS, block)]) * LARGE
     if channels_first:
         pixels = inputs.reshape(2, 3, SIDE, SIDE)
