@@ -2,7 +2,7 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
-# certify-timing, freeze-timing, bench-quick, bench, bench-peers, bench-gpu, install-check, cifar10,
+# certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu, install-check, cifar10,
 # bundled-model.
 
 PYTHON ?= python3
@@ -14,7 +14,7 @@ CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
-  certify-timing freeze-timing bench bench-quick bench-peers bench-gpu install-check cifar10 \
+  certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu install-check cifar10 \
   bundled-model clean
 
 demo: $(VENV)/.demo
@@ -75,6 +75,18 @@ bench: $(VENV)/.test
 # The centre alone; the last line is one JSON object.
 bench-quick: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
+
+TRAINED ?= samples/model.pt
+
+# The same for the engines that need an NVIDIA GPU, canary and throughput; builds its own environment.
+gpu-check:
+	rm -rf build/gpu && mkdir -p build && $(PYTHON) -m venv build/gpu
+	build/gpu/bin/pip install --quiet --editable '.[gpu,train]'
+	PYTHONPATH=benchmarks build/gpu/bin/python benchmarks/gpu_check.py $(TRAINED) $(DATA)
+
+# Every engine that can run here against float64, on a whole test set; the last line is JSON.
+engines-check: $(VENV)/.test
+	$(BIN)/python benchmarks/engines_check.py $(TRAINED) $(DATA)
 
 # Beside other 1-Lipschitz libraries, in an environment of their own.
 bench-peers:

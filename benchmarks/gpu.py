@@ -81,6 +81,7 @@ class CudaGraphRuntime:
     """An engine on the GPU for one batch size, its input and outputs bound once."""
 
     arithmetic = "float32"
+    runs_graph = True
 
     def __init__(self, engine: Engine, batch: int) -> None:
         head, size = engine.network.head, engine.network.image_size

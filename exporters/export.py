@@ -5,18 +5,22 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from lipdeploy.artifact import Engine, Manifest, make_manifest
+from lipdeploy.artifact import PRECISIONS, Engine, Manifest, make_manifest
+from lipdeploy.canary import canary_difference
 from lipdeploy.choices import check_choice
 from lipdeploy.engine_error import distances_upper
-from lipdeploy.errors import UsageError
+from lipdeploy.errors import EngineError, UsageError
+from lipdeploy.exporters.engine_file import read_engine, with_built, write_engine
 from lipdeploy.exporters.freeze import freeze, layer_shapes
+from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
-from lipdeploy.exporters.parity import Parity, compare, probe_inputs
+from lipdeploy.exporters.parity import Parity, compare, hostile_inputs, probe_inputs
 from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice, Target, make_plan
 from lipdeploy.exporters.planned import (
     PlannedLayer,
@@ -25,24 +29,32 @@ from lipdeploy.exporters.planned import (
     within_loss,
 )
 from lipdeploy.exporters.tune import Tuner
-from lipdeploy.files import check_output, write_atomically
+from lipdeploy.files import check_output
+from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.rounding import (
     ACCUMULATIONS,
+    ARITHMETICS,
     FLOAT32,
     LARGEST_LIMIT,
     SHORTEST_LIMIT,
     Accumulation,
     Rounding,
 )
+from lipdeploy.runtimes import Runtime
+from lipdeploy.runtimes.choice import open_runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
 
 WeightsType = Literal["float16", "float32"]
 WEIGHTS_TYPES: tuple[WeightsType, ...] = ("float16", "float32")
-ENGINES = ("onnx",)
-PLANNED = ("trt", "tensorrt", "engine", "openvino")
+ENGINES = ("onnx", "openvino", "trt")
+ALIASES = {"tensorrt": "trt", "engine": "trt"}
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".engine"}
+MEASURED_HERE = ("float32", "float16")
+"""Arithmetics that ONNX Runtime has, or imitates, on a CPU."""
+
 Stage = Callable[[str], None]
 
 
@@ -55,13 +67,17 @@ class ExportOptions:
     """What to write.
 
     Attributes:
-        engine: "onnx".
+        engine: "onnx", "openvino" or "trt".
         form: form of the linear layers, or "auto".
+        precision: the arithmetic of the linear layers, see `lipdeploy.rounding.ARITHMETICS`; the
+            head computes in float32.
         weights: how operators are stored; biases, transforms and head are float32.
         accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
         longest_sum: most terms of a sum of the graph; None for `max_rounding_loss` to decide, or
             else for `lipdeploy.rounding.LONGEST_SUMS`.
         batch: images at a time that the engine is made fast for; it takes any number.
+        max_batch: most images of one call of a TensorRT engine; more are cut into several.
+        portable: whether a TensorRT engine may run on other GPUs and versions, if slower.
         tune: measure the candidates of each layer on this machine instead of estimating them.
         max_rounding_loss: largest radius that rounding may cost, l2 in pixels of [0, 1]; None for
             whatever the fastest forms cost.
@@ -72,19 +88,23 @@ class ExportOptions:
 
     engine: str = "onnx"
     form: FormChoice = "auto"
+    precision: str = "float32"
     weights: WeightsType = "float16"
     accumulation: Accumulation = "blocked"
     longest_sum: int | None = None
     batch: int = 64
+    max_batch: int = 256
+    portable: bool = False
     tune: bool = False
     max_rounding_loss: float | None = None
 
     def __post_init__(self) -> None:
-        if self.engine in PLANNED:
-            raise UsageError(f"--engine {self.engine} is not built yet; use --engine onnx")
-        check_choice("--engine", self.engine, ENGINES)
+        check_choice("--engine", self.engine, (*ENGINES, *ALIASES))
         check_choice("--form", self.form, FORM_CHOICES)
+        check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--weights", self.weights, WEIGHTS_TYPES)
+        if self.precision != "float32" and self.kind == "openvino":
+            raise UsageError("--engine openvino is held to float32; leave out --precision")
         check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
         limits = SHORTEST_LIMIT, LARGEST_LIMIT
         if self.longest_sum is not None and not limits[0] <= self.longest_sum <= limits[1]:
@@ -93,11 +113,18 @@ class ExportOptions:
             )
         if self.batch < 1:
             raise UsageError(f"--batch {self.batch}: must be at least 1")
+        if self.kind == "trt" and self.max_batch < self.batch:
+            raise UsageError(f"--max-batch {self.max_batch}: must be at least --batch {self.batch}")
+
+    @property
+    def kind(self) -> str:
+        """The engine, under its first name."""
+        return ALIASES.get(self.engine, self.engine)
 
     @property
     def target(self) -> Target:
         """What the plan is made for."""
-        rounding = Rounding.of_graph(FLOAT32, self.accumulation)
+        rounding = Rounding.of_graph(ARITHMETICS[self.precision], self.accumulation)
         longest = self.longest_sum or rounding.block
         return Target(self.batch, replace(rounding, block=longest))
 
@@ -107,19 +134,23 @@ class Exported:
     """A written engine.
 
     Attributes:
-        path: the file.
+        path: the file to predict with.
+        files: all that were written, with their bytes.
         manifest: what it says of itself.
         parity: how it compares with float64.
+        checked: what ran in that comparison.
         program_cost: what the statement *program* takes of a radius for rounding of the features,
             in units of 1/255, at most, on the inputs of the comparison.
-        plan: how each layer is evaluated, and what that costs.
+        plan: how each layer is evaluated, and what that costs; empty where an engine was rebuilt.
         seconds: time of each stage; "exponentials" is that of all layers, almost only exponentials,
             "freeze" the rest of freezing.
     """
 
     path: Path
+    files: dict[Path, int]
     manifest: Manifest
     parity: Parity
+    checked: str
     program_cost: float
     plan: tuple[PlannedLayer, ...]
     seconds: dict[str, float]
@@ -130,25 +161,82 @@ def export_model(
 ) -> Exported:
     """Freeze, prove, check against the float64 reference, write; a failed check writes nothing.
 
+    Args:
+        model_path: a model.pt; or an ONNX engine, to build another engine from.
+        output: the file; others of its family are written beside it.
+        options: what to write.
+        stage: told what is being done.
+
     Raises:
-        LipdeployError: if the model cannot be read, frozen, proven, written, or fails the check.
+        LipdeployError: if the model cannot be read, frozen, proven, built, written, or fails the
+            check.
     """
     if output.resolve() == model_path.resolve():
         raise UsageError(f"--output {output}: is the model itself; give another name")
+    if output.suffix != SUFFIXES[options.kind]:
+        raise UsageError(
+            f"--output {output}: an engine for {options.kind} is named *{SUFFIXES[options.kind]}"
+        )
     check_output(output)
     clock = _Stopwatch(stage)
-    model = load_model(model_path)
-    engine, plan = _build(model, model_path, options, clock)
+    plan: tuple[PlannedLayer, ...] = ()
+    examples: NDArray[Any] = np.empty(0)
+    if is_engine(model_path):
+        engine = read_engine(model_path)
+    else:
+        model = load_model(model_path)
+        engine, plan = _build(model, model_path, options, clock)
+        examples = model.examples.numpy()
+    if options.kind != "onnx":
+        clock.start("build")
+        engine = _built(engine, output, options)
     clock.start("check")
-    examples = probe_inputs(model.examples.numpy(), engine.network.image_size)
-    parity = compare(engine.network, OnnxRuntime(engine.prepared, "cpu"), examples)
+    size = engine.network.image_size
+    pixels = probe_inputs(examples, size)
+    checked = _runtime(engine)
+    inputs = np.concatenate([pixels, hostile_inputs(size)])
+    parity = compare(engine.network, engine.manifest, checked, inputs)
     clock.start("write")
-    write_atomically(engine.data, output)
+    files = write_engine(engine, output)
     clock.stop()
-    distances = distances_upper(examples.astype(np.float64), engine.network.centre)
+    distances = distances_upper(pixels.astype(np.float64), engine.network.centre)
     errors = engine.manifest.engine_errors.features(distances)
     cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
-    return Exported(output, engine.manifest, parity, cost, plan, clock.seconds)
+    shown, description = engine.manifest, checked.description
+    return Exported(output, files, shown, parity, description, cost, plan, clock.seconds)
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a file is an engine, by its name, from which another one can be built."""
+    return path.suffix in (*SUFFIXES.values(), ".plan")
+
+
+def _runtime(engine: Engine) -> Runtime:
+    """What the engine runs on; where that cannot be here, something else with the same graph."""
+    needs_gpu = engine.built is not None and engine.built.record.kind == "tensorrt"
+    if engine.manifest.arithmetic == "bfloat16":
+        return open_runtime(engine, "torch", "cpu")
+    try:
+        return open_runtime(engine)
+    except EngineError:
+        if not needs_gpu:
+            raise
+        return open_runtime(engine, "onnxruntime", "cpu")
+
+
+def _built(engine: Engine, output: Path, options: ExportOptions) -> Engine:
+    """The engine with the files of another library."""
+    if options.kind == "openvino":
+        from lipdeploy.exporters.openvino import build_openvino
+
+        made = build_openvino(engine.prepared)
+        return with_built(engine, output, made.files, made.versions, {})
+    from lipdeploy.exporters.tensorrt import Profile, build_tensorrt
+
+    profile = Profile(1, options.batch, options.max_batch)
+    build = build_tensorrt(engine.prepared, profile, is_portable=options.portable)
+    settings = {**build.settings, "profile": [profile.least, profile.best, profile.most]}
+    return with_built(engine, output, {output.suffix: build.data}, build.versions, settings)
 
 
 def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:
@@ -170,6 +258,8 @@ def _build(
     clock.start("exponentials")
     network = freeze(model.network, plan=plan, progress=clock.layers("freeze"))
     network = network.stored_as(options.weights)
+    if options.precision != FLOAT32.name:
+        network = network.rounded_to(ARITHMETICS[options.precision])
     clock.start("prove")
     pixels = probe_inputs(model.examples.numpy(), network.image_size).astype(np.float64)
     distance = float(distances_upper(pixels, network.centre).max())
@@ -188,8 +278,17 @@ def _build(
     )
     lines = planned_layers(network, shapes, plan, target, distance, cost)
     clock.start("emit")
+    manifest = manifest.with_canary(_canary(network, manifest), network.weights())
     # Read back as any reader would, so that what is checked is what the bytes say.
     return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen"), lines
+
+
+def _canary(network: FrozenNetwork, manifest: Manifest) -> float:
+    """What an honest runtime of this arithmetic differs by; 0 where none can be here."""
+    if manifest.arithmetic not in MEASURED_HERE:
+        return 0.0
+    data = bytes(build_model(network, manifest, prepared=True).SerializeToString())
+    return canary_difference(network, OnnxRuntime(data, "cpu", manifest.arithmetic))
 
 
 def _source(model: TrainedModel, options: ExportOptions) -> dict[str, object]:

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import singledispatch
 from itertools import takewhile
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
@@ -32,6 +34,14 @@ from lipdeploy.exporters.onnx_radius import emit_radius
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
 
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "tf32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+"""What the nodes of the body compute with, by arithmetic; the head stays in float32."""
+
 
 def build_model(
     network: frozen.FrozenNetwork, manifest: Manifest, *, prepared: bool = False
@@ -45,14 +55,24 @@ def build_model(
         prepared: see `GraphBuilder`.
     """
     graph = GraphBuilder(manifest.longest_sum, prepared=prepared)
+    if manifest.arithmetic not in DTYPES:
+        raise ExportError(f"no engine computes in {manifest.arithmetic}")
+    dtype = DTYPES[manifest.arithmetic]
     n, layer = network.image_size, 0
     flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
     colours_last = graph.transpose(graph.reshape(flat, 3, n, n, -1), 1, 2, 0, 3)
     x = Grid((colours_last,), n, 3)
     for index, operation in enumerate(network.operations):
+        if isinstance(operation, frozen.Linear) and graph.dtype != dtype:
+            # Whole numbers of 0 ... 255 less a colour are exact in every type.
+            graph.dtype = dtype
+            x = replace(x, pieces=tuple(graph.cast(piece) for piece in x.pieces))
         wanted = wanted_after(network.operations[index + 1 :], x.side)
         x = emit(operation, graph, x, f"layer{layer}", wanted)
         layer += isinstance(operation, frozen.Linear)
+    if graph.dtype != np.float32:
+        graph.dtype = np.dtype(np.float32)
+        x = replace(x, pieces=tuple(graph.cast(piece) for piece in x.pieces))
     features = _features(graph, x)
     hidden = emit_head(network.head, graph, features)
     emit_radius(network, manifest, graph, hidden)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from lipdeploy.errors import ExportError
 
@@ -21,7 +21,7 @@ class Weight:
 
     Attributes:
         name: of the value in the graph.
-        value: what it is, float32.
+        value: what it is, in float32 whatever the graph computes with.
     """
 
     name: str
@@ -36,12 +36,16 @@ class GraphBuilder:
             added pair by pair. None leaves the order of sums to the engine.
         prepared: casts, transposes and slices of stored arrays are done now, not by nodes. What is
             computed is the same; a runtime then has nothing left to fold.
+
+    Attributes:
+        dtype: of the numbers that nodes compute with; weights are cast to it, exactly.
     """
 
     def __init__(self, block: int | None = None, *, prepared: bool = False) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.block, self.prepared = block, prepared
+        self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
         """Add a node with one output."""
@@ -56,24 +60,31 @@ class GraphBuilder:
         return name
 
     def weight(self, name: str, value: NDArray[Any]) -> Weight:
-        """A stored array, cast exactly to float32 where it is stored in less.
+        """A stored array, cast exactly to `dtype` where it is stored in another one.
 
         Raises:
-            ExportError: if float32 cannot hold it.
+            ExportError: if that cannot hold it.
         """
         exact = value.astype(np.float32)
-        if not np.array_equal(exact, value):
-            raise ExportError(f"{name} is {value.dtype} and does not fit into float32")
+        if not np.array_equal(exact.astype(self.dtype).astype(value.dtype), value):
+            raise ExportError(f"{name} is {value.dtype} and does not fit into {self.dtype}")
         if self.prepared:
             return Weight(name, exact)
         stored = self.constant(name, value)
-        if value.dtype == np.float32:
+        if value.dtype == self.dtype:
             return Weight(stored, exact)
-        return Weight(self.node("Cast", stored, to=TensorProto.FLOAT), exact)
+        return Weight(self.cast(stored), exact)
+
+    def cast(self, x: str, output: str | None = None) -> str:
+        """X in `dtype`."""
+        kind = helper.np_dtype_to_tensor_dtype(self.dtype)
+        return self.node("Cast", x, output=output, to=kind)
 
     def operand(self, weight: Weight) -> str:
         """A weight as the input of a node."""
-        return self.constant(weight.name, weight.value) if self.prepared else weight.name
+        if not self.prepared:
+            return weight.name
+        return self.constant(weight.name, weight.value.astype(self.dtype))
 
     def turned(self, weight: Weight, *permutation: int) -> Weight:
         """A weight with its axes permuted."""
@@ -167,8 +178,9 @@ class GraphBuilder:
         return self.constant(name, np.array(values, dtype=np.int64))
 
     def number(self, value: float) -> str:
-        """A float32 scalar."""
-        return self.constant(f"number_{value!r}", np.array(value, dtype=np.float32))
+        """A scalar, rounded to `dtype`."""
+        kind = "" if self.dtype == np.float32 else f"_{self.dtype.name}"
+        return self.constant(f"number{kind}_{value!r}", np.array(value).astype(self.dtype))
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape; one entry may be -1."""

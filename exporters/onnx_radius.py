@@ -58,7 +58,7 @@ def emit_radius(
     """
     nodes = _RadiusNodes(network, manifest, graph)
     smallest = emit_smallest(network.head, nodes, hidden)
-    limit = reach(network)
+    limit = reach(network, manifest.rounding.arithmetic)
     capped = graph.node("Min", smallest, graph.number(limit))
     within = graph.node("Less", nodes.distance, graph.number(limit))
     holds = graph.node("And", graph.node("Greater", capped, graph.number(0.0)), within)

@@ -13,7 +13,15 @@ from pathlib import Path
 import onnx
 
 from lipdeploy.artifact import Manifest
-from lipdeploy.errors import EngineError, LipdeployError, ModelError
+from lipdeploy.built import SUFFIXES, onnx_beside
+from lipdeploy.canary import check_canary
+from lipdeploy.errors import (
+    ArithmeticMismatchError,
+    EngineError,
+    LipdeployError,
+    ModelError,
+)
+from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import (
     file_difference,
@@ -24,6 +32,7 @@ from lipdeploy.exporters.onnx_file import (
 from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.images import PREPROCESSING
+from lipdeploy.runtimes.choice import open_runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime, executed_graph
 from lipdeploy.structure import restore
 from lipdeploy.verification import Check, check_bounds
@@ -33,6 +42,9 @@ PROBE_BATCHES = (1, 64)
 
 def verify(path: Path) -> Iterator[Check]:
     """Check an engine file, line by line; what cannot go on after a failed line is left out."""
+    if path.suffix in SUFFIXES:
+        yield from _family(path)
+        path = onnx_beside(path)
     try:
         data = read_bytes(path)
         model, text, weights = open_onnx(data)
@@ -49,6 +61,27 @@ def verify(path: Path) -> Iterator[Check]:
         return
     yield from _integrity(network, manifest)
     yield from _soundness(model, network, manifest)
+
+
+def _family(path: Path) -> Iterator[Check]:
+    """Whether the files of an engine of another library belong together, and what it rests on."""
+    try:
+        engine = read_engine(path)
+    except ModelError as error:
+        yield Check("integrity", "files", False, str(error))
+        return
+    kind = SUFFIXES[path.suffix]
+    yield Check("integrity", "files", True, f"those of {path.name} and its ONNX engine")
+    title = f"canary, {kind}"
+    try:
+        runtime = open_runtime(engine)
+        check_canary(engine, runtime)
+        detail = f"{runtime.description} is as near to float64 as at the export"
+        yield Check("soundness", title, True, detail)
+    except ArithmeticMismatchError as error:
+        yield Check("soundness", title, False, str(error))
+    except EngineError as error:
+        yield Check("soundness", title, None, f"not checked: {error}")
 
 
 def _integrity(network: FrozenNetwork, manifest: Manifest) -> Iterator[Check]:
@@ -92,7 +125,9 @@ def _execution(prepared: onnx.ModelProto, manifest: Manifest) -> Iterator[Check]
     """What this machine's ONNX Runtime does with the graph."""
     data = bytes(prepared.SerializeToString())
     try:
-        runtime = OnnxRuntime(data, "cpu")
+        runtime = OnnxRuntime(data, "cpu", manifest.arithmetic)
+        if not runtime.runs_graph:
+            raise EngineError(f"no {manifest.arithmetic} on a CPU")
         executed = onnx.load_model_from_string(executed_graph(data))
         difference = graph_difference(executed, prepared)
         detail = difference or f"{runtime.description} runs these nodes and weights, none other"

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.built import Built
 from lipdeploy.choices import check_class_names
 from lipdeploy.engine_error import EngineErrors, ErrorAnalysis
 from lipdeploy.errors import ModelError
@@ -17,7 +18,6 @@ from lipdeploy.rounding import (
     ACCUMULATIONS,
     ARITHMETICS,
     CLAIM,
-    FLOAT32,
     FLOAT64,
     LARGEST_LIMIT,
     SHORTEST_LIMIT,
@@ -53,6 +53,9 @@ MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
 DTYPES = ("float16", "float32")
+
+PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
+"""Arithmetics in which engines compute."""
 
 
 def digest(description: dict[str, Any], weights: dict[str, Weights]) -> str:
@@ -93,6 +96,8 @@ class Manifest:
         longest_sum: terms of the longest sum of a product of its graph; None for no limit.
         errors: error bounds of features and logits under each assumption that its graph allows, by
             name ("float32 same-order"); that of the float64 reference is "float64 any-order".
+        canary: distance from float64 of the engine's features on the images of `lipdeploy.canary`,
+            measured at the export; 0 if it was not.
         guarantee: the strongest statement that the bounds support.
         proof: how the bounds were proven.
         sha256: `digest` of structure, bounds and weights; finds accidents, not attackers.
@@ -109,6 +114,7 @@ class Manifest:
     accumulation: Accumulation
     longest_sum: int | None
     errors: dict[str, EngineErrors]
+    canary: float
     guarantee: str
     proof: str
     sha256: str
@@ -117,10 +123,7 @@ class Manifest:
 
     @property
     def rounding(self) -> Rounding:
-        """How the engine computes; raises ModelError if there is no such arithmetic."""
-        if self.arithmetic not in ARITHMETICS:
-            known = ", ".join(ARITHMETICS)
-            raise ModelError(f"arithmetic {self.arithmetic!r}; expected one of {known}")
+        """How the engine computes."""
         return Rounding(ARITHMETICS[self.arithmetic], self.accumulation, self.longest_sum)
 
     @property
@@ -133,11 +136,16 @@ class Manifest:
         """The error bounds of the float64 reference."""
         return self.errors[REFERENCE.name]
 
+    def with_canary(self, difference: float, weights: dict[str, Weights]) -> "Manifest":
+        """The same with what the canary measured, for these weights."""
+        changed = replace(self, canary=difference)
+        return replace(changed, sha256=changed.digest(weights))
+
     def digest(self, weights: dict[str, Weights]) -> str:
         """What `sha256` should be for these weights."""
         described = asdict(self)
         kept = ["network", "classes", "preprocessing", "lipschitz_upper", "layers"]
-        kept += ["arithmetic", "accumulation", "longest_sum", "errors", "guarantee"]
+        kept += ["arithmetic", "accumulation", "longest_sum", "errors", "canary", "guarantee"]
         return digest({name: described[name] for name in kept}, weights)
 
     def to_json(self) -> str:
@@ -177,7 +185,10 @@ class Manifest:
             values["errors"] = {name: _errors(entry) for name, entry in values["errors"].items()}
             if values["accumulation"] not in ACCUMULATIONS or values["guarantee"] != "program":
                 raise ValueError(f"{values['accumulation']!r}, {values['guarantee']!r}")
+            if values["arithmetic"] not in ARITHMETICS:
+                raise ValueError(f"arithmetic {values['arithmetic']!r}")
             _check_longest_sum(values["longest_sum"])
+            values["canary"] = _not_negative(values["canary"])
             manifest = cls(**values)
             if not {manifest.rounding.name, REFERENCE.name} <= manifest.errors.keys():
                 raise ValueError("error bounds are missing")
@@ -208,6 +219,7 @@ class Engine:
             already done.
         size: number of bytes of the file.
         sha256: their hash.
+        built: the files of another library, built from this; size and hash are then theirs.
     """
 
     name: str
@@ -217,6 +229,7 @@ class Engine:
     prepared: bytes
     size: int
     sha256: str
+    built: Built | None = None
 
 
 def _check_depth(value: object, depth: int) -> None:
@@ -297,6 +310,7 @@ def make_manifest(
         accumulation=rounding.accumulation,
         longest_sum=rounding.block,
         errors={r.name: analysis.errors(r).times(CLAIM) for r in roundings},
+        canary=0.0,
         guarantee="program",
         proof=PROOF,
         sha256="",
@@ -324,8 +338,8 @@ def restore_checked(manifest: Manifest, weights: dict[str, Weights]) -> FrozenNe
     """
     if any(array.dtype.name not in DTYPES for array in weights.values()):
         raise ModelError(f"weights must be {', '.join(DTYPES)}")
-    if manifest.arithmetic != FLOAT32.name:
-        raise ModelError(f"bounds for {manifest.arithmetic}, but the graph computes in float32")
+    if manifest.arithmetic not in PRECISIONS:
+        raise ModelError(f"bounds for {manifest.arithmetic}; engines compute in {PRECISIONS}")
     if manifest.digest(weights) != manifest.sha256:
         raise ModelError("weights and manifest do not belong together: export the model again")
     network = restore(manifest.network, weights)

@@ -118,7 +118,7 @@ class Certifier:
         growth = (self.bounds.lipschitz_upper + errors.features.slope) * (1 + 1e-15)
         slack = Slack(errors.logits(distances), errors.logits.slope / growth * (1 + 1e-15))
         radii = self._feature_radii(answers, slack) - 2 * errors.features(distances)
-        limit = reach(self.network)
+        limit = reach(self.network, self.bounds.rounding.arithmetic)
         return np.where(distances < limit, np.minimum(round_down(radii / growth), limit), 0.0)
 
     def _feature_radii(self, answers: Answers, slack: Slack) -> Array:

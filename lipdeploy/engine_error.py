@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from lipdeploy.bounds import frobenius_upper, row_norms_upper, up
 from lipdeploy.errors import BoundError
 from lipdeploy.frozen import Colour, FrozenNetwork, Linear
-from lipdeploy.rounding import FLOAT64, MARGIN, AffineBound, Rounding
+from lipdeploy.rounding import FLOAT64, MARGIN, AffineBound, Arithmetic, Rounding
 
 Array = NDArray[np.float64]
 
@@ -53,12 +53,14 @@ class EngineErrors:
         return EngineErrors(*(bound.times(factor) for bound in bounds))
 
 
-def reach(network: FrozenNetwork) -> float:
-    """Distance from c up to which inputs are covered: over four times that of any two images.
+def reach(network: FrozenNetwork, arithmetic: Arithmetic) -> float:
+    """Distance from c up to which inputs are covered.
 
-    Within it no number of the engine overflows, which is proven; beyond it nothing is certified.
+    Within twice that no number of the engine overflows, which is proven; beyond it nothing is
+    certified. Over four times the distance of any two images; less where the arithmetic ends
+    earlier.
     """
-    return float(4 * LARGEST_PIXEL * 2 * network.image_size)
+    return min(float(4 * LARGEST_PIXEL * 2 * network.image_size), arithmetic.largest / 8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ class ErrorAnalysis:
             BoundError: if a number can overflow, or a weight does not exist in the arithmetic.
         """
         arithmetic = rounding.arithmetic
-        reached = np.array([2 * reach(self.network)])
+        reached = np.array([2 * reach(self.network, arithmetic)])
         # What comes in may be stored in fewer bits; subtracting the colour is exact for whole
         # numbers and else one rounding of the difference.
         largest_input = AffineBound(float(LARGEST_PIXEL * 2 * self.network.image_size), 1.0)
@@ -143,18 +145,21 @@ class ErrorAnalysis:
             lipschitz = up(lipschitz * step.norm_upper)
             after = AffineBound(norm_after, lipschitz)
             size = layer.operator.grid**2 * layer.operator.out_channels
-            partial = before.plus(error).times(step.growth)
+            incoming = before.plus(error)
+            partial = incoming.times(2 * step.growth)
             error = error.times(step.norm_upper + step.rounding_upper)
             error = error.plus(before.times(step.rounding_upper))
             flushed = step.underflow + rounding.flushed(size)
             error = error.plus(AffineBound(flushed, 0.0))
-            largest = partial.plus(after).plus(error).times(2.0)
-            if not np.all(largest(reached) < arithmetic.largest):
+            # Of the operator's nodes, with the bias, and by the head, which reads what comes out.
+            largest = incoming.times(step.results).plus(after).plus(error).times(2.0)
+            is_safe = np.all(largest(reached) < arithmetic.largest)
+            if not is_safe or not np.all(partial(reached) < arithmetic.largest_sum):
                 raise BoundError(f"numbers of this network can overflow in {arithmetic.name}")
             error = error.plus(after.plus(error).times(rounding.entry_roundoff))
         norm = self.feature_norm.plus(error)
-        logits = self.network.head.logit_error(rounding, norm, float(reached[0]))
-        slopes = self.network.head.slope_error(rounding, norm)
+        logits = self.network.head.logit_error(rounding.of_head, norm, float(reached[0]))
+        slopes = self.network.head.slope_error(rounding.of_head, norm)
         numbers = [n for b in (error, logits, slopes) for n in (b.constant, b.slope)]
         if not np.all(np.isfinite(numbers)):
             raise BoundError(f"the error bounds overflow in {arithmetic.name}")

@@ -49,6 +49,10 @@ class EngineError(LipdeployError):
     """An engine cannot run here, or not on the device that was asked for."""
 
 
+class ArithmeticMismatchError(EngineError):
+    """A runtime computes less precisely than the certificates of its engine assume."""
+
+
 class OutputError(LipdeployError):
     """A file cannot be written."""
 

@@ -17,7 +17,7 @@ from lipdeploy.bounds import up
 from lipdeploy.errors import ModelError, ShapeError
 from lipdeploy.heads import Head
 from lipdeploy.operators import LinearOperator
-from lipdeploy.rounding import stored
+from lipdeploy.rounding import Arithmetic, stored
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
@@ -237,6 +237,16 @@ class FrozenNetwork:
             for op in self.operations
         )
         return FrozenNetwork(self.image_size, operations, self.head.stored_as(small))
+
+    def rounded_to(self, arithmetic: Arithmetic) -> "FrozenNetwork":
+        """With operators and biases that are operands of an arithmetic; the head is as it was."""
+        operations = tuple(
+            Linear(op.operator.rounded_to(arithmetic), arithmetic.nearest(op.bias))
+            if isinstance(op, Linear)
+            else op
+            for op in self.operations
+        )
+        return FrozenNetwork(self.image_size, operations, self.head)
 
     def features(self, pixels: Array) -> Array:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features (batch, d) in float64.

@@ -7,13 +7,19 @@ from lipdeploy.artifact import Engine
 from lipdeploy.frozen import Linear, Operation
 from lipdeploy.heads import Head
 
+KINDS = {
+    "onnx": "engine (ONNX)",
+    "openvino": "engine (OpenVINO)",
+    "tensorrt": "engine (TensorRT)",
+}
+
 
 def inspect_engine(engine: Engine) -> dict[str, Any]:
     """Everything that an engine file says of itself, and what its parts cost."""
     network, manifest = engine.network, engine.manifest
     return {
         "path": engine.name,
-        "kind": "engine (ONNX)",
+        "kind": KINDS[engine.built.record.kind if engine.built else "onnx"],
         "bytes": engine.size,
         "sha256": engine.sha256,
         "content_sha256": manifest.sha256,
@@ -28,10 +34,12 @@ def inspect_engine(engine: Engine) -> dict[str, Any]:
         "arithmetic": manifest.arithmetic,
         "accumulation": manifest.accumulation,
         "longest_sum": manifest.longest_sum,
+        "canary": manifest.canary,
         "feature_errors": {name: asdict(e.features) for name, e in manifest.errors.items()},
         "proof": manifest.proof,
         "source": manifest.source,
         "versions": manifest.versions,
+        "build": asdict(engine.built.record) if engine.built else None,
     }
 
 

@@ -7,6 +7,8 @@ weights by name, applies itself in float64, and bounds its own norm and rounding
 float64, float32 or float16; what an operator *is* is defined by the weights as they are stored.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, Self
@@ -15,10 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from lipdeploy.errors import ShapeError
-from lipdeploy.rounding import Product, Rounding, Step, stored
+from lipdeploy.rounding import Arithmetic, Product, Rounding, Step, stored
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]
+Conversion = Callable[[Weights], Weights]
 
 
 class LinearOperator(Protocol):
@@ -45,7 +48,10 @@ class LinearOperator(Protocol):
         """The stored arrays by name."""
 
     def stored_as(self, dtype: DTypeLike) -> Self:
-        """The operator whose large weights are rounded to `dtype`."""
+        """The operator whose large weights are rounded to `dtype`, transforms to float32 or it."""
+
+    def rounded_to(self, arithmetic: Arithmetic) -> Self:
+        """The operator whose weights are all operands of this arithmetic, stored as before."""
 
     def scaled(self, factor: float) -> Self:
         """The operator times a number."""
@@ -61,6 +67,23 @@ class LinearOperator(Protocol):
         """Norm and rounding error of its nodes in this arithmetic; `mv` is that in float64."""
 
 
+class Convertible(ABC):
+    """How operators get other weights."""
+
+    @abstractmethod
+    def converted(self, large: Conversion, small: Conversion) -> Self:
+        """With what `large` makes of matrices and blocks, and `small` of transforms."""
+
+    def stored_as(self, dtype: DTypeLike) -> Self:
+        """The operator whose large weights are rounded to `dtype`, transforms to float32 or it."""
+        at_least = np.promote_types(dtype, np.float32)
+        return self.converted(lambda w: stored(w, dtype), lambda w: stored(w, at_least))
+
+    def rounded_to(self, arithmetic: Arithmetic) -> Self:
+        """The operator whose weights are all operands of this arithmetic, stored as before."""
+        return self.converted(arithmetic.nearest, arithmetic.nearest)
+
+
 def exact(weights: Weights) -> Array:
     """Stored weights in float64."""
     return weights.astype(np.float64)
@@ -74,7 +97,7 @@ def check_shape(operator: LinearOperator, x: Array) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _OneMatrix:
+class _OneMatrix(Convertible):
     """What the forms that are one matrix share.
 
     Attributes:
@@ -103,9 +126,9 @@ class _OneMatrix:
         """The matrix."""
         return {"matrix": self.matrix}
 
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the matrix rounded to `dtype`."""
-        return replace(self, matrix=stored(self.matrix, dtype))
+    def converted(self, large: Conversion, small: Conversion) -> Self:
+        """With another matrix."""
+        return replace(self, matrix=large(self.matrix))
 
     def scaled(self, factor: float) -> Self:
         """With the matrix times a number."""

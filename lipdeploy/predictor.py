@@ -6,28 +6,27 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 from PIL import Image
 
 from lipdeploy.artifact import Engine
+from lipdeploy.canary import check_canary
 from lipdeploy.certificate import GUARANTEES, Answers, Guarantee
 from lipdeploy.certification import BatchCertifier
 from lipdeploy.choices import check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
-from lipdeploy.exporters.onnx_file import read_onnx
+from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
 from lipdeploy.locate import find_model
 from lipdeploy.pipeline import Pipeline
 from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.runtimes import Array, Runtime
-from lipdeploy.runtimes.numpy import NumpyRuntime
-from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
+from lipdeploy.runtimes.choice import RuntimeChoice, check_runtime, open_runtime
+from lipdeploy.runtimes.onnx import Device
 from lipdeploy.timing import StageTimes
 
-RuntimeChoice = Literal["onnxruntime", "numpy"]
-RUNTIMES: tuple[RuntimeChoice, ...] = ("onnxruntime", "numpy")
 VALUES_AT_ONCE = 1 << 26
 """Most numbers of a batch in one place of the network: half a gigabyte in float64."""
 DECODERS = min(8, os.cpu_count() or 1)
@@ -72,7 +71,8 @@ class Predictor:
         tight: take longer to prove larger radii, where the head has a way.
         compare: compute every statement that the engine has bounds for, too.
         device: "auto", "cpu" or "cuda".
-        runtime: "onnxruntime", or "numpy" for the float64 reference.
+        runtime: "auto" for the one that the engine was exported for; others see
+            `lipdeploy.runtimes.choice`; "numpy" is the float64 reference.
         batch_size: images a batch; fewer where they become very large on the way.
 
     Attributes:
@@ -81,7 +81,8 @@ class Predictor:
 
     Raises:
         ModelError: if the file is no engine of lipdeploy, or damaged.
-        EngineError: if it cannot run on the device.
+        EngineError: if it cannot run on the device, or, where answers are to be certified, computes
+            in another arithmetic than its bounds are for.
         UsageError: if an argument is none of its values.
     """
 
@@ -94,7 +95,7 @@ class Predictor:
         tight: bool = False,
         compare: bool = False,
         device: Device = "auto",
-        runtime: RuntimeChoice = "onnxruntime",
+        runtime: RuntimeChoice = "auto",
         batch_size: int = 64,
     ) -> None:
         self.certify = certify
@@ -104,14 +105,12 @@ class Predictor:
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
         self.sha256 = model.sha256
         self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
-        self.runtime: Runtime = (
-            NumpyRuntime(self.network)
-            if runtime == "numpy"
-            else OnnxRuntime(model.prepared, device)
-        )
+        self.runtime: Runtime = open_runtime(model, runtime, device)
         self._certifier = BatchCertifier(
-            model, self.runtime.arithmetic, guarantee, tight=tight, compare=compare
+            model, self.runtime, guarantee, tight=tight, compare=compare
         )
+        if certify:
+            check_canary(model, self.runtime)
         self.times = StageTimes()
 
     def __enter__(self) -> Self:
@@ -234,7 +233,7 @@ class Predictor:
     def _certificates(self, batch: _Answered) -> Sequence[Certificate | None]:
         if batch.answers is None or not self.certify:
             return [None] * len(batch.inputs)
-        return self._certifier.certificates(batch.answers, batch.inputs, self.runtime)
+        return self._certifier.certificates(batch.answers, batch.inputs)
 
     def _prediction(
         self, name: str, logits: Array, certificate: Certificate | None
@@ -255,10 +254,7 @@ def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSour
 def _check_arguments(guarantee: str | None, device: str, runtime: str, batch_size: int) -> None:
     if guarantee is not None:
         check_choice("--guarantee", guarantee, GUARANTEES)
-    check_choice("--device", device, DEVICES)
-    check_choice("--runtime", runtime, RUNTIMES)
-    if runtime == "numpy" and device == "cuda":
-        raise UsageError("the numpy runtime has no GPU; use --runtime onnxruntime")
+    check_runtime(runtime, device)
     if batch_size < 1:
         raise UsageError(f"--batch {batch_size}: must be at least 1")
 
@@ -269,7 +265,7 @@ def _read_engine(path: Path) -> Engine:
         raise ModelError(
             f"{path}: not an engine; run 'lipdeploy export {model}' and use the file that it writes"
         )
-    engine = read_onnx(path)
+    engine = read_engine(path)
     expected = {"size": engine.network.image_size, **PREPROCESSING}
     if engine.manifest.preprocessing != expected:
         raise ModelError(f"{path}: made for another preprocessing; export it again")

@@ -30,7 +30,7 @@ bits, and where small numbers are flushed to zero, terms for that are added (`Ro
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -73,7 +73,8 @@ class Arithmetic:
         operand_roundoff: largest relative change of an operand by that; 0 where there is none.
         storage_roundoff: largest relative change of a result when it is stored.
         smallest_normal: anything smaller may become 0, as an operand or a result.
-        largest: largest finite number of a result or partial sum.
+        largest: largest finite number of a result.
+        largest_sum: largest finite number of a partial sum.
         has_program: whether the statement *program* is offered in it.
     """
 
@@ -85,6 +86,7 @@ class Arithmetic:
     operand_roundoff: float = 0.0
     storage_roundoff: float = 0.0
     has_program: bool = True
+    largest_sum: float = 2.0**127
 
     def gamma(self, n: int) -> float:
         """Upper bound of n u / (1 - n u)."""
@@ -92,6 +94,21 @@ class Arithmetic:
         if nu >= 0.01:
             raise BoundError(f"sums of length {n} are too long for {self.name}")
         return nu / (1 - nu) * MARGIN
+
+    def nearest(self, weights: NDArray[Any]) -> NDArray[Any]:
+        """Weights rounded to operands of this arithmetic, stored as before.
+
+        Raises:
+            BoundError: if one is larger than any operand.
+        """
+        mantissas, exponents = np.frexp(weights.astype(np.float64))
+        rounded = np.ldexp(
+            np.rint(np.ldexp(mantissas, self.operand_bits)), exponents - self.operand_bits
+        )
+        if np.any(np.abs(rounded) > self.largest):
+            raise BoundError(f"a weight is too large for {self.name}; use --precision float32")
+        rounded[np.abs(rounded) < self.smallest_normal] = 0
+        return rounded.astype(weights.dtype)
 
     def holds(self, weights: NDArray[Any]) -> bool:
         """Whether operands of this arithmetic can be exactly these weights."""
@@ -104,7 +121,7 @@ class Arithmetic:
         return bool(np.all(scaled == np.rint(scaled)))
 
 
-FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023)
+FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023, largest_sum=2.0**1023)
 FLOAT32 = Arithmetic("float32", 2.0**-24, 24, 2.0**-126, 2.0**127)
 # Tensor cores are not IEEE: operands are truncated (TF32) and sums keep 23 to 25 bits.
 TF32 = Arithmetic("tf32", 2.0**-22, 11, 2.0**-126, 2.0**127, operand_roundoff=2.0**-10)
@@ -122,7 +139,7 @@ BFLOAT16 = Arithmetic(
     has_program=False,
 )
 ARITHMETICS = {a.name: a for a in (FLOAT64, FLOAT32, TF32, FLOAT16, BFLOAT16)}
-"""float16 and bfloat16 are those of tensor cores: products summed in 32 bits."""
+"""float16 and bfloat16 are those of tensor cores: sums in 32 bits, results stored in 16."""
 
 
 def stored(weights: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
@@ -144,13 +161,15 @@ class Step:
         norm_upper: L, an upper bound of the spectral norm of the exact step.
         rounding_upper: a, such that ||fl(step(x)) - step(x)||_2 <= a ||x||_2 + underflow.
         underflow: what numbers flushed to zero can add, whatever x is.
-        growth: partial sums are at most growth ||x||_2 in absolute value.
+        growth: partial sums are at most growth ||x||_2 in absolute value,
+        results: and what is stored on the way results ||x||_2.
     """
 
     norm_upper: float
     rounding_upper: float
     underflow: float = 0.0
     growth: float = 1.0
+    results: float = 1.0
 
 
 def compose(steps: Iterable[Step]) -> Step:
@@ -159,14 +178,15 @@ def compose(steps: Iterable[Step]) -> Step:
     By induction: if ||x_i|| is at most N_i ||x|| and the computed x_i differs by d_i, then
     d_(i+1) <= L d_i + a (||x_i|| + d_i) + t = (L + a) d_i + a N_i ||x|| + t.
     """
-    norm, rounding, underflow, growth = 1.0, 0.0, 0.0, 1.0
+    norm, rounding, underflow, growth, results = 1.0, 0.0, 0.0, 1.0, 1.0
     for step in steps:
         growth = max(growth, (norm + rounding) * step.growth * MARGIN)
+        results = max(results, (norm + rounding) * step.results * MARGIN)
         factor = up(step.norm_upper + step.rounding_upper)
         rounding = (rounding * factor + norm * step.rounding_upper) * MARGIN
         underflow = (underflow * factor + step.underflow) * MARGIN
         norm = up(norm * step.norm_upper)
-    return Step(norm, rounding, underflow, growth)
+    return Step(norm, rounding, underflow, growth, results)
 
 
 def alongside(steps: Sequence[Step]) -> Step:
@@ -176,6 +196,7 @@ def alongside(steps: Sequence[Step]) -> Step:
         max(step.rounding_upper for step in steps),
         sum(step.underflow for step in steps) * MARGIN,
         max(step.growth for step in steps),
+        max(step.results for step in steps),
     )
 
 
@@ -245,6 +266,12 @@ class Rounding:
         """As in the manifest, such as "float32 same-order"."""
         return f"{self.arithmetic.name} {self.accumulation}"
 
+    @property
+    def of_head(self) -> "Rounding":
+        """How the head computes: in float32 behind a body that stores results in fewer bits."""
+        is_half = self.arithmetic.storage_roundoff > 0
+        return replace(self, arithmetic=FLOAT32) if is_half else self
+
     def terms(self, n: int) -> int:
         """K such that a sum of n products is within gamma(k) of exact, relative to absolute values.
 
@@ -275,7 +302,8 @@ class Rounding:
         error += arithmetic.storage_roundoff * (norm + error)
         outputs = math.sqrt(product.size)
         flushed = (2 * n + absolute * math.sqrt(n)) * outputs * arithmetic.smallest_normal * MARGIN
-        return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01)
+        results = (norm + error) * growth * 1.01
+        return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01, results)
 
     def joined(self, products: Sequence[Product]) -> Step:
         """Matrix products of disjoint parts of x, whose results are added one after the other.
@@ -293,7 +321,8 @@ class Rounding:
         error += added * (whole.norm_upper + error) / (1 - added)
         flushed = sum(step.underflow for step in steps) + len(steps) * self.flushed(whole.size)
         growth = sum(step.growth for step in steps)
-        return Step(whole.norm_upper, error * MARGIN, flushed * MARGIN, growth)
+        results = sum(step.results for step in steps) + whole.norm_upper + error
+        return Step(whole.norm_upper, error * MARGIN, flushed * MARGIN, growth, results)
 
     def _accumulated(self, product: Product) -> float:
         """The bound a of the module's text, for operands taken as they are."""

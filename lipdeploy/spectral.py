@@ -6,19 +6,19 @@ mirror image, complex elsewhere. The forms differ in how T is stored and applied
 """
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lipdeploy.bounds import norm_upper, norms_upper, up
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import RealFourier
-from lipdeploy.operators import Array, Weights, check_shape, exact
-from lipdeploy.rounding import Product, Rounding, Step, alongside, compose, stored
+from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
+from lipdeploy.rounding import Product, Rounding, Step, alongside, compose
 
 COPIES = (1, 2)
 
@@ -43,7 +43,7 @@ def embeddings(blocks: NDArray[Any]) -> NDArray[Any]:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Spectral(ABC):
+class Spectral(Convertible):
     """What the spectral forms share.
 
     Attributes:
@@ -130,17 +130,16 @@ class Spectral(ABC):
         named = {"real_blocks": self.real_blocks}
         return named | ({"complex_blocks": self.complex_blocks} if self.fourier.interior else {})
 
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the blocks rounded to `dtype`; the small transforms keep at least float32."""
-        small = np.promote_types(dtype, np.float32)
+    def converted(self, large: Conversion, small: Conversion) -> Self:
+        """With other blocks and transforms."""
         transforms: dict[str, Any] = {
-            name: stored(array, small) for name, array in self.transforms().items()
+            name: small(array) for name, array in self.transforms().items()
         }
         return replace(
             self,
             **transforms,
-            real_blocks=stored(self.real_blocks, dtype),
-            complex_blocks=stored(self.complex_blocks, dtype),
+            real_blocks=large(self.real_blocks),
+            complex_blocks=large(self.complex_blocks),
         )
 
     def scaled(self, factor: float) -> Self:

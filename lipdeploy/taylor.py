@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from lipdeploy.bounds import (
     absolute_norms_upper,
@@ -18,15 +17,15 @@ from lipdeploy.bounds import (
 )
 from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
-from lipdeploy.operators import Array, Weights, check_shape, exact
-from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper, stored
+from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
+from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper
 
 MAX_DEGREE = 200
 """Far beyond what any kernel of training needs; a file that claims more would run for ever."""
 
 
 @dataclass(frozen=True, eq=False)
-class TaylorConv:
+class TaylorConv(Convertible):
     """The series of exp(A) for a zero-padded skew convolution A, to a degree with proven remainder.
 
     Attributes:
@@ -80,9 +79,9 @@ class TaylorConv:
         """The taps."""
         return {"taps": self.taps}
 
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the taps rounded to `dtype`; rounding is odd, so they stay exactly skew."""
-        return replace(self, taps=stored(self.taps, dtype))
+    def converted(self, large: Conversion, small: Conversion) -> Self:
+        """With other taps; rounding is odd, so they stay exactly skew."""
+        return replace(self, taps=large(self.taps))
 
     def scaled(self, factor: float) -> Self:
         """With the result times a number."""
@@ -161,9 +160,8 @@ class TaylorConv:
         twice = 2 * rounding.entry_roundoff * (1 + rounding.entry_roundoff)
         error = factor * (error + twice * (size + error)) * MARGIN
         underflow = (1 + factor) * 2 * (underflow + flushed)
-        return Step(
-            self.norm_upper, error, underflow, (1 + factor) * (1 + absolute) * (size + error)
-        )
+        growth = (1 + factor) * (1 + absolute) * (size + error)
+        return Step(self.norm_upper, error, underflow, growth, growth)
 
 
 def _overlap(shift: int, n: int) -> slice:

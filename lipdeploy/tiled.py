@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from lipdeploy.bounds import (
     UNIT_ROUNDOFF,
@@ -26,7 +26,7 @@ from lipdeploy.bounds import (
 )
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import symbol_factors
-from lipdeploy.operators import Array, Weights, check_shape, exact
+from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
 from lipdeploy.rounding import MARGIN, Rounding, Step
 from lipdeploy.spectral import SpectralConv, embeddings
 
@@ -38,7 +38,7 @@ Norms = Callable[[NDArray[Any]], Array]
 
 
 @dataclass(frozen=True, eq=False)
-class TiledConv:
+class TiledConv(Convertible):
     """Tiles of t x t points, each of which keeps those that k x k taps reach from inside of it.
 
     Tile i of an axis keeps the points from `edges[i]` up to `edges[i + 1]`, and reads t points from
@@ -129,9 +129,9 @@ class TiledConv:
         """Those of the inner operator."""
         return {f"{_INNER}{name}": weights for name, weights in self.inner.weights().items()}
 
-    def stored_as(self, dtype: DTypeLike) -> Self:
-        """With the inner operator rounded to `dtype`."""
-        return replace(self, inner=self.inner.stored_as(dtype))
+    def converted(self, large: Conversion, small: Conversion) -> Self:
+        """With another inner operator."""
+        return replace(self, inner=self.inner.converted(large, small))
 
     def scaled(self, factor: float) -> Self:
         """With the inner operator times a number."""
@@ -195,6 +195,7 @@ class TiledConv:
             inner.rounding_upper * self.overlap * MARGIN,
             inner.underflow * self.count * MARGIN,
             inner.growth,
+            inner.results,
         )
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.artifact import REFERENCE, Manifest, engine_roundings
+from lipdeploy.artifact import PRECISIONS, REFERENCE, Manifest, engine_roundings
 from lipdeploy.bounds import frobenius_upper, gamma, residual_norms_upper, up
 from lipdeploy.engine_error import LARGEST_PIXEL, EngineErrors, ErrorAnalysis, reach
 from lipdeploy.errors import LipdeployError, ModelError
@@ -27,7 +27,6 @@ from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import PAIRWISE_CLASSES, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix, exact
 from lipdeploy.rounding import (
-    FLOAT32,
     MARGIN,
     AffineBound,
     Rounding,
@@ -64,8 +63,10 @@ class Check:
 
 def check_bounds(network: FrozenNetwork, manifest: Manifest) -> Iterator[Check]:
     """Every bound of the manifest, one line each."""
-    is_run = manifest.arithmetic == FLOAT32.name
-    detail = f"{manifest.arithmetic}; the graph computes in {FLOAT32.name}"
+    is_run = manifest.arithmetic in PRECISIONS
+    detail = f"{manifest.arithmetic}, as the graph that is emitted for it"
+    if not is_run:
+        detail = f"{manifest.arithmetic}; engines compute in {', '.join(PRECISIONS)}"
     yield Check("soundness", "declared arithmetic", is_run, detail)
     norms: list[Fraction] = []
     for index, (layer, claim) in enumerate(zip(network.linear(), manifest.layers, strict=True)):
@@ -286,8 +287,9 @@ def exact_errors(network: FrozenNetwork, rounding: Rounding) -> EngineErrors:
     features = AffineBound(_up(constant), _up(slope))
     feature_norm = analysis.feature_norm.plus(features)
     head = network.head
-    logits = head.logit_error(rounding, feature_norm, 2 * reach(network))
-    return EngineErrors(features, logits, head.slope_error(rounding, feature_norm))
+    reached = 2 * reach(network, rounding.arithmetic)
+    logits = head.logit_error(rounding.of_head, feature_norm, reached)
+    return EngineErrors(features, logits, head.slope_error(rounding.of_head, feature_norm))
 
 
 def _up(value: Fraction) -> float:

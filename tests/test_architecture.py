@@ -11,7 +11,7 @@ import pytest
 
 TRUSTED = (
     "frozen operators spectral taylor tiled heads mlp_head mlp_margins bounds rounding "
-    "engine_error certificate structure artifact verification fourier errors choices"
+    "built engine_error certificate structure artifact verification fourier errors choices"
 )
 TRUSTED_MODULES = {f"lipdeploy.{name}" for name in TRUSTED.split()}
 FOLDERS = {"lipdeploy": "lipdeploy", "training": "lipdeploy.training"}
@@ -84,8 +84,10 @@ def test_engines_stay_in_their_own_files(source: Path) -> None:
         "lipdeploy.exporters.onnx_layer",
         "lipdeploy.exporters.onnx_probe",
         "lipdeploy.exporters.onnx_shapes",
+        "lipdeploy.exporters.openvino",
         "lipdeploy.exporters.verify",
         "lipdeploy.runtimes.onnx",
+        "lipdeploy.runtimes.openvino",
     }
     users = {name for name, path in modules(source).items() if engines & tops(path)}
     assert users == homes

@@ -19,7 +19,7 @@ from lipdeploy.certificate import (
 from lipdeploy.engine_error import EngineErrors, ErrorAnalysis, distances_upper, reach
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.rounding import AffineBound, round_down
+from lipdeploy.rounding import FLOAT32, AffineBound, Rounding, round_down
 
 RADII = st.floats(0, 1e6, allow_subnormal=True)
 FACTORS = st.floats(1e-6, 1e6)
@@ -37,7 +37,8 @@ def certifier(rho: float, error: float, lipschitz: float) -> Certifier:
         head=SimpleNamespace(radii_lower=lambda *given, **more: np.array([rho])),
     )
     errors = EngineErrors(*[AffineBound(error, 0.0)] * 3)
-    return Certifier(network, SimpleNamespace(lipschitz_upper=lipschitz, reference_errors=errors))
+    bounds = {"lipschitz_upper": lipschitz, "reference_errors": errors}
+    return Certifier(network, SimpleNamespace(**bounds, rounding=Rounding(FLOAT32)))
 
 
 def network_radius(rho: float, error: float, lipschitz: float) -> float:
@@ -74,7 +75,7 @@ def test_radii_of_the_program_are_rounded_down(
     """At distance 0 from the colour, where the error is its constant."""
     radius, limit = (
         program_radius(rho, error, slope, lipschitz),
-        reach(SimpleNamespace(image_size=8)),
+        reach(SimpleNamespace(image_size=8), FLOAT32),
     )
     if radius == limit:
         assert rho - 2 * error > 0.999 * limit * (lipschitz + slope)

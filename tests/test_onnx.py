@@ -102,10 +102,13 @@ def test_float16_weights_halve_the_file() -> None:
 def test_the_check_after_writing_passes_and_counts(frozen_network: FrozenNetwork) -> None:
     data = build_model(frozen_network, manifest_of(frozen_network)).SerializeToString()
     pixels = probe_inputs(random_pixels(4, 8), 8)
-    parity = compare(frozen_network, OnnxRuntime(data, "cpu"), pixels)
+    manifest = manifest_of(frozen_network)
+    parity = compare(frozen_network, manifest, OnnxRuntime(data, "cpu"), pixels)
     assert parity.inputs == len(pixels) == 4 + 16 + 16 + 2
     assert 0 < parity.feature_difference < 1e-3
-    assert compare(frozen_network, NumpyRuntime(frozen_network), pixels).feature_difference < 1e-12
+    assert 0 < parity.share_of_bound < 1
+    same = compare(frozen_network, manifest, NumpyRuntime(frozen_network), pixels)
+    assert same.feature_difference < 1e-12
 
 
 def test_an_engine_with_one_changed_weight_fails_the_check(frozen_network: FrozenNetwork) -> None:
@@ -115,8 +118,9 @@ def test_an_engine_with_one_changed_weight_fails_the_check(frozen_network: Froze
             values = onnx.numpy_helper.to_array(tensor) + np.float32(0.1)
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     pixels = probe_inputs(random_pixels(4, 8), 8)
-    with pytest.raises(ExportError, match="differs from float64"):
-        compare(frozen_network, OnnxRuntime(model.SerializeToString(), "cpu"), pixels)
+    runtime, manifest = OnnxRuntime(model.SerializeToString(), "cpu"), manifest_of(frozen_network)
+    with pytest.raises(ExportError, match=r"features differ from float64 by .* proven for float32"):
+        compare(frozen_network, manifest, runtime, pixels)
 
 
 def test_an_engine_that_returns_nan_fails_the_check(frozen_network: FrozenNetwork) -> None:
@@ -125,8 +129,9 @@ def test_an_engine_that_returns_nan_fails_the_check(frozen_network: FrozenNetwor
             features, logits = super().run(pixels)
             return features * np.nan, logits
 
-    with pytest.raises(ExportError, match="differs"):
-        compare(frozen_network, Broken(frozen_network), probe_inputs(random_pixels(1, 8), 8))
+    pixels = probe_inputs(random_pixels(1, 8), 8)
+    with pytest.raises(ExportError, match="features differ from float64 by nan"):
+        compare(frozen_network, manifest_of(frozen_network), Broken(frozen_network), pixels)
 
 
 def test_files_of_two_gigabytes_are_not_written(

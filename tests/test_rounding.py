@@ -194,11 +194,17 @@ def test_overflow_is_refused() -> None:
     from lipdeploy.engine_error import ErrorAnalysis
     from lipdeploy.exporters.freeze import freeze
 
-    analysis = ErrorAnalysis(freeze(make_network()).stored_as("float16"))
-    small = Rounding(replace(FLOAT16, largest=100.0))
+    small, large = (
+        ErrorAnalysis(freeze(make_network(bias_scale=scale)).stored_as("float32"))
+        for scale in (0.3, 1e5)
+    )
+    assert small.errors(Rounding(FLOAT16)).features.slope > 0
+    assert large.errors(Rounding(FLOAT32)).features.slope > 0
     with pytest.raises(BoundError, match="overflow in float16"):
-        analysis.errors(small)
-    assert analysis.errors(Rounding(FLOAT32)).features.slope > 0
+        large.errors(Rounding(FLOAT16))
+    sums = replace(FLOAT16, largest_sum=1e4)
+    with pytest.raises(BoundError, match="overflow in float16"):
+        small.errors(Rounding(sums))
 
 
 def test_long_sums_are_refused_where_the_model_ends() -> None:

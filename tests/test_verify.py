@@ -201,7 +201,6 @@ def add_a_node(model: onnx.ModelProto) -> None:
         (lower_layer, True, "soundness", "norm of layer 1 (fused)"),
         (lower_errors, True, "soundness", "rounding errors, float32 blocked"),
         (tf32_with_the_errors_of_float32, True, "soundness", "rounding errors, tf32 blocked"),
-        (tf32_with_the_errors_of_float32, True, "soundness", "declared arithmetic"),
         (float64_with_honest_errors, True, "soundness", "declared arithmetic"),
         (biases_in_float64, True, "integrity", "manifest and network"),
         (swap_classes, False, "integrity", "hash"),

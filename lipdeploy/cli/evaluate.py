@@ -28,7 +28,7 @@ def evaluate(
     guarantee: options.Guarantee = None,
     tight: options.Tight = False,
     device: options.Device = "auto",
-    runtime: options.Runtime = "onnxruntime",
+    runtime: options.Runtime = "auto",
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,

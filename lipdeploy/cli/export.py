@@ -13,10 +13,13 @@ def export(
     engine: options.Engine = "onnx",
     output: options.Output = None,
     form: options.Form = "auto",
+    precision: options.EnginePrecision = "float32",
     weights: options.Weights = "float16",
     accumulation: options.Accumulation = "blocked",
     longest_sum: options.LongestSum = None,
     batch: options.TargetBatch = 64,
+    max_batch: options.MaxBatch = 256,
+    portable: options.Portable = False,
     tune: options.Tune = False,
     max_rounding_loss: options.MaxRoundingLoss = None,
     quiet: options.Quiet = False,
@@ -27,21 +30,27 @@ def export(
 
     Example: lipdeploy export runs/cifar10/model.pt --engine onnx
     """
-    from lipdeploy.exporters.export import ExportOptions, export_model
+    from lipdeploy.exporters.export import SUFFIXES, ExportOptions, export_model, is_engine
     from lipdeploy.report.export import export_summary
 
     check_no_image(model)
-    if model.suffix == ".onnx" and model.is_file() and not holds_tensors(model):
+    chosen: dict[str, Any] = {
+        "engine": engine,
+        "form": form,
+        "precision": precision,
+        "weights": weights,
+    }
+    chosen |= {"accumulation": accumulation, "longest_sum": longest_sum}
+    chosen |= {"batch": batch, "max_batch": max_batch, "portable": portable, "tune": tune}
+    if max_rounding_loss is not None:
+        chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
+    export_options = ExportOptions(**chosen)
+    if export_options.kind == "onnx" and is_engine(model) and not holds_tensors(model):
         raise ModelError(
             f"{model}: an engine already; type 'lipdeploy predict IMAGE --model {model}', or give "
             "the model.pt that 'lipdeploy train' wrote"
         )
-    chosen: dict[str, Any] = {"engine": engine, "form": form, "weights": weights}
-    chosen |= {"accumulation": accumulation, "longest_sum": longest_sum}
-    chosen |= {"batch": batch, "tune": tune}
-    if max_rounding_loss is not None:
-        chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
-    export_options = ExportOptions(**chosen)
+    output = output or model.with_suffix(SUFFIXES[export_options.kind])
     with stages() as stage:
-        exported = export_model(model, output or model.with_suffix(".onnx"), export_options, stage)
+        exported = export_model(model, output, export_options, stage)
     export_summary(exported)

@@ -28,10 +28,10 @@ def inspect(
 
         facts = inspect_training_file(artifact)
     else:
-        from lipdeploy.exporters.onnx_file import read_onnx
+        from lipdeploy.exporters.engine_file import read_engine
         from lipdeploy.inspection import inspect_engine
 
-        facts = inspect_engine(read_onnx(artifact))
+        facts = inspect_engine(read_engine(artifact))
     if as_json:
         print_json(facts)
     else:

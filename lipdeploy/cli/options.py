@@ -134,11 +134,25 @@ Precision = Annotated[
 ]
 
 # export
-TrainedModel = Annotated[Path, typer.Argument(help="A trained model.pt.")]
-Engine = Annotated[str, typer.Option(autocompletion=_one_of("onnx"), help="onnx.")]
+TrainedModel = Annotated[
+    Path,
+    typer.Argument(help="A trained model.pt, or an ONNX engine to build another engine from."),
+]
+Engine = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("onnx", "openvino", "trt"),
+        help="onnx, openvino or trt (TensorRT).",
+    ),
+]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="The file; by default model.onnx beside the model."),
+    typer.Option(
+        "--output",
+        "-o",
+        help="The file; by default model.onnx, model.xml (openvino) or model.engine (trt) beside "
+        "the model.",
+    ),
 ]
 Form = Annotated[
     str,
@@ -166,6 +180,24 @@ Accumulation = Annotated[
     ),
 ]
 
+EnginePrecision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        autocompletion=_one_of("float32", "tf32", "float16", "bfloat16"),
+        help="What the linear layers compute in: float32, or for GPUs tf32, float16 or bfloat16, "
+        "with radii as much smaller as the rounding is larger.",
+    ),
+]
+MaxBatch = Annotated[
+    int, typer.Option(help="Most images of one call of a TensorRT engine; more are cut in pieces.")
+]
+Portable = Annotated[
+    bool,
+    typer.Option(
+        "--portable", help="A TensorRT engine for other GPUs and versions, too, if slower."
+    ),
+]
 LongestSum = Annotated[
     int | None,
     typer.Option(
@@ -235,8 +267,9 @@ MinRadius = Annotated[
 Runtime = Annotated[
     str,
     typer.Option(
-        autocompletion=_one_of("onnxruntime", "numpy"),
-        help="onnxruntime, or numpy for the float64 reference.",
+        autocompletion=_one_of("auto", "onnxruntime", "openvino", "tensorrt", "torch", "numpy"),
+        help="auto (what the engine was exported for), onnxruntime, openvino, tensorrt, torch, or "
+        "numpy for the float64 reference.",
     ),
 ]
 ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]

@@ -22,7 +22,7 @@ def predict(
     tight: options.Tight = False,
     min_radius: options.MinRadius = None,
     device: options.Device = "auto",
-    runtime: options.Runtime = "onnxruntime",
+    runtime: options.Runtime = "auto",
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
     as_csv: options.AsCsv = False,

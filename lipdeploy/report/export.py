@@ -21,8 +21,11 @@ def export_summary(exported: "Exported") -> None:
     shown_bound = upper(255 * Fraction(manifest.lipschitz_upper), 6)
     total = sum(exported.seconds.values())
     times = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in exported.seconds.items())
-    size = exported.path.stat().st_size / 1e6
+    size = exported.files[exported.path] / 1e6
     print_line(f"Exported {exported.path} ({size:.1f} MB) in {total:.1f} s ({times})")
+    others = [f"{path.name} ({n / 1e6:.1f} MB)" for path, n in exported.files.items()][1:]
+    if others:
+        print_hint(f"  beside it  {', '.join(others)}: keep them together")
     print_hint(f"  layers     {len(forms)}: {counts}")
     print_hint(
         f"  bound      a pixel change of l2 norm 1 in [0, 1] moves the features by at most "
@@ -30,7 +33,8 @@ def export_summary(exported: "Exported") -> None:
         f"in); proof: {manifest.proof}"
     )
     print_hint(
-        f"  check      {parity.inputs} inputs against float64: largest logit difference "
+        f"  check      {parity.inputs} inputs against float64 with {exported.checked}: features "
+        f"differ by at most {100 * parity.share_of_bound:.2g} % of what is proven, logits by "
         f"{parity.logit_difference:.1e}, costs {parity.radius_cost:.1e}/255 of radius, "
         f"{parity.argmax_flips} argmax flips"
     )
@@ -40,9 +44,9 @@ def export_summary(exported: "Exported") -> None:
         f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
         "on these inputs"
     )
-    print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
-    if not is_quiet():
-        print_table(_plan_table(exported.plan, exported.path.stat().st_size))
+    if exported.plan and not is_quiet():
+        print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
+        print_table(_plan_table(exported.plan, exported.files[exported.path]))
     print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")
 
 

@@ -15,10 +15,13 @@ class Runtime(Protocol):
     Attributes:
         description: engine, version and device, for people and for the record.
         arithmetic: how it computes; see `lipdeploy.rounding.ARITHMETICS`.
+        runs_graph: whether it runs the operations of the engine's graph as they are, which is what
+            the bounds of rounding are proven for; else its errors are only known as measured.
     """
 
     description: str
     arithmetic: str
+    runs_graph: bool
 
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features (batch, d), logits (batch, K)."""

@@ -10,6 +10,7 @@ class NumpyRuntime:
     """Runs a frozen network in float64."""
 
     arithmetic = "float64"
+    runs_graph = True
 
     def __init__(self, network: FrozenNetwork) -> None:
         self.network = network

@@ -1,7 +1,7 @@
 """Running the bytes of an ONNX file with ONNX Runtime, exactly as they are.
 
 Its optimiser is off: it would fuse products with additions and fold constants into new ones. On a
-GPU TF32 is off.
+GPU TF32 is off, unless that is the arithmetic that the engine was certified for.
 """
 
 import tempfile
@@ -24,15 +24,23 @@ class OnnxRuntime:
     Args:
         data: bytes of an ONNX model.
         device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
+        arithmetic: that of the model's body, see `lipdeploy.rounding.ARITHMETICS`.
+
+    Attributes:
+        runs_graph: False where it has no operations of the arithmetic and casts around each: on a
+            CPU in half precision.
 
     Raises:
         EngineError: if ONNX Runtime is missing, or cannot run on the device.
     """
 
-    arithmetic = "float32"
-
     def __init__(
-        self, data: bytes, device: Device = "auto", *, _write_to: Path | None = None
+        self,
+        data: bytes,
+        device: Device = "auto",
+        arithmetic: str = "float32",
+        *,
+        _write_to: Path | None = None,
     ) -> None:
         try:
             import onnxruntime
@@ -42,13 +50,15 @@ class OnnxRuntime:
                 "'lipdeploy[gpu]' (CUDA)"
             ) from error
         self._library: Any = onnxruntime
+        self.arithmetic = arithmetic
         self._write_to = _write_to
         self._session, used = self._open(data, device)
         self._device: Device = "cuda" if used == "cuda" else "cpu"
         self._run_options = onnxruntime.RunOptions()
         # Without this the nodes of outputs that nobody asked for would run, too.
         self._run_options.only_execute_path_to_fetches = True
-        self.description = f"onnxruntime {onnxruntime.__version__}, float32, {used}"
+        self.runs_graph = arithmetic in ("float32", "tf32") or self._device == "cuda"
+        self.description = f"onnxruntime {onnxruntime.__version__}, {arithmetic}, {used}"
 
     def _open(self, data: bytes, device: Device) -> tuple[Any, str]:
         if device != "cpu" and "CUDAExecutionProvider" in self._library.get_available_providers():
@@ -68,6 +78,7 @@ class OnnxRuntime:
     def _options(self) -> Any:  # noqa: ANN401
         options = self._library.SessionOptions()
         options.log_severity_level = 4
+        options.use_deterministic_compute = True
         # Its threads would spin while they wait, on cores where others decode and certify.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self._write_to is not None:
@@ -88,7 +99,7 @@ class OnnxRuntime:
     def _cuda_session(self, data: bytes) -> Any:  # noqa: ANN401
         options = self._options()
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-        provider = ("CUDAExecutionProvider", {"use_tf32": "0"})
+        provider = ("CUDAExecutionProvider", {"use_tf32": str(int(self.arithmetic == "tf32"))})
         try:
             session = self._library.InferenceSession(data, options, providers=[provider])
         except Exception as error:
@@ -121,7 +132,7 @@ class OnnxRuntime:
 
     def same_device(self, data: bytes) -> "OnnxRuntime":
         """Another model on the same device, with the same options."""
-        return OnnxRuntime(data, self._device)
+        return OnnxRuntime(data, self._device, self.arithmetic)
 
 
 def executed_graph(data: bytes) -> bytes:

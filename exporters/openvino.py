@@ -1,0 +1,49 @@
+"""OpenVINO's own files of an engine, weights in float32."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from lipdeploy.errors import ExportError
+
+
+@dataclass(frozen=True)
+class OpenVinoFiles:
+    """What OpenVINO writes.
+
+    Attributes:
+        files: content by suffix, ".xml" and ".bin".
+        versions: of what wrote them.
+    """
+
+    files: dict[str, bytes]
+    versions: dict[str, str]
+
+
+def build_openvino(onnx_bytes: bytes) -> OpenVinoFiles:
+    """The intermediate representation of an ONNX engine; no weight is compressed to float16.
+
+    Raises:
+        ExportError: if OpenVINO is missing or cannot read the graph.
+    """
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExportError(
+            "--engine openvino: OpenVINO is not installed; pip install 'lipdeploy[openvino]'"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.xml"
+        try:
+            model = openvino.Core().read_model(onnx_bytes)
+            # Else named after a counter of the process, which would make every build another file.
+            for index, node in enumerate(model.get_ordered_ops()):
+                if node.get_friendly_name() == node.get_name():
+                    node.set_friendly_name(f"{node.get_type_name()}-{index}")
+            openvino.save_model(model, path, compress_to_fp16=False)
+        # OpenVINO raises RuntimeError and others for whatever it does not know.
+        except Exception as error:
+            reason = str(error).strip().split("\n", maxsplit=1)[0]
+            raise ExportError(f"OpenVINO cannot read the graph ({reason:.200})") from error
+        files = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
+    return OpenVinoFiles(files, {"openvino": openvino.__version__})
