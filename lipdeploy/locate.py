@@ -6,6 +6,8 @@ from glob import has_magic, iglob
 from importlib.resources import files
 from pathlib import Path
 
+from lipdeploy.built import SUFFIXES as SUFFIXES_OF_BUILT
+from lipdeploy.built import record_beside
 from lipdeploy.errors import ModelError
 from lipdeploy.images import SUFFIXES
 
@@ -31,7 +33,8 @@ def find_model(
         return given, "given"
     if environment.get(MODEL_VARIABLE):
         return Path(environment[MODEL_VARIABLE]), f"from ${MODEL_VARIABLE}"
-    engine, trained = _newest(runs, "*.onnx"), _newest(runs, "model.pt")
+    engine = _newest(path for path in runs.rglob("*") if _is_engine(path))
+    trained = _newest(runs.rglob("model.pt"))
     hint = ""
     if trained and (engine is None or trained.stat().st_mtime_ns > engine.stat().st_mtime_ns):
         hint = f"; {trained} is newer and not exported yet"
@@ -45,8 +48,15 @@ def find_model(
     )
 
 
-def _newest(folder: Path, pattern: str) -> Path | None:
-    found = [path for path in folder.rglob(pattern) if path.is_file()]
+def _is_engine(path: Path) -> bool:
+    """Whether a file is what a user would name; the ONNX engine of a family is not."""
+    if path.suffix == ".onnx":
+        return Path(path.stem).suffix not in SUFFIXES_OF_BUILT
+    return path.suffix in SUFFIXES_OF_BUILT and record_beside(path).is_file()
+
+
+def _newest(paths: Iterable[Path]) -> Path | None:
+    found = [path for path in paths if path.is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 

@@ -25,6 +25,7 @@ from lipdeploy.errors import (
 from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.exporters.export import ExportOptions, build_engine, export_model
 from lipdeploy.exporters.parity import compare, hostile_inputs
+from lipdeploy.locate import find_model
 from lipdeploy.predictor import Predictor
 from lipdeploy.runtimes import Array, Pixels
 from lipdeploy.runtimes.choice import open_runtime
@@ -219,6 +220,17 @@ def test_the_files_are_the_same_twice(model: Path, built: Path, tmp_path: Path) 
     again = tmp_path / "model.xml"
     export_model(model, again, ExportOptions(engine="openvino"))
     assert read_built(again).files == read_built(built).files
+
+
+def test_the_newest_engine_is_the_one_that_a_user_would_name(built: Path, tmp_path: Path) -> None:
+    path = copied(built, tmp_path)
+    found, why = find_model(None, {}, tmp_path)
+    assert (found, why) == (path, f"newest under {tmp_path}")
+    record_beside(path).unlink()
+    assert find_model(None, {}, tmp_path)[1].startswith("bundled")
+    plain = tmp_path / "plain.onnx"
+    plain.write_bytes(onnx_beside(path).read_bytes())
+    assert find_model(None, {}, tmp_path)[0] == plain
 
 
 def test_verify_checks_the_family_and_its_onnx_engine(

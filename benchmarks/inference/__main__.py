@@ -4,6 +4,7 @@ import argparse
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -32,10 +33,13 @@ def run_case(case: Case, *, memory: bool) -> tuple[Results, dict[int, Measured]]
             built = build(case, model, batch)
             results.skipped += skips_of(f"{case.label}, batch {batch}", built.skipped)
             results.build_seconds |= built.seconds
-            measured = found[batch] = measure(case, built, model, batch)
+            measured = measure(case, built, model, batch)
+            # Engines and opponents of one batch size are let go before those of the next are built.
+            found[batch] = replace(measured, opponents={})
             results.rows += rows_of(measured, memory=memory)
             results.skipped += skips_of(f"{case.label}, batch {batch}", measured.skipped)
             results.notes += notes_of(measured)
+            del built, measured
     return results, found
 
 

@@ -69,7 +69,7 @@ class Case:
     others: Mapping[str, Callable[[Architecture], nn.Module]] = field(
         default_factory=lambda: {PLAIN: plain_cnn, STRIDED: strided_cnn}
     )
-    build_seconds: float = 240.0
+    build_seconds: float = 120.0
     seconds: float = 30.0
 
     @property
