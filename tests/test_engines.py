@@ -402,3 +402,13 @@ def test_a_model_that_is_no_ir_is_refused() -> None:
 def test_the_reference_runtime_needs_nothing_else(engine: Engine) -> None:
     assert isinstance(open_runtime(engine, "numpy"), NumpyRuntime)
     check_canary(engine, open_runtime(engine, "numpy"))
+
+
+def test_bound_memory_gives_the_same_numbers(engine: Engine) -> None:
+    runtime = OnnxRuntime(engine.prepared, "cpu")
+    pixels = {"pixels": random_pixels(3, 8).astype(np.float32)}
+    names = ["logits", "radius", "features"]
+    for a, b in zip(
+        runtime.outputs(names, pixels), runtime.bound_outputs(names, pixels), strict=True
+    ):
+        assert np.array_equal(a, b)
