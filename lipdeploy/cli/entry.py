@@ -8,6 +8,7 @@ import typer
 
 import lipdeploy
 from lipdeploy.cli import options
+from lipdeploy.cli.benchmark import benchmark
 from lipdeploy.cli.check_pair import check_pair
 from lipdeploy.cli.doctor import doctor
 from lipdeploy.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ for command in (
     export,
     predict,
     evaluate,
+    benchmark,
     check_pair,
     inspect,
     verify,
