@@ -14,7 +14,7 @@ import numpy as np
 from lipdeploy.errors import OutputError
 from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
-from lipdeploy.files import write_atomically
+from lipdeploy.files import cache_folder, write_atomically
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.versions import installed_version
 
@@ -24,8 +24,7 @@ RUNS, SECONDS = 31, 0.3
 
 def default_cache() -> Path:
     """Where measurements of this machine are kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "lipdeploy" / "tuning.json"
+    return cache_folder() / "tuning.json"
 
 
 class Tuner:

@@ -69,6 +69,12 @@ def remove_partial_files(folder: Path, names: Iterable[str]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where decoded datasets and measured times are kept: below $XDG_CACHE_HOME or ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "lipdeploy"
+
+
 def file_sha256(path: Path) -> str | None:
     """Hash of a file; None where there is none."""
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None

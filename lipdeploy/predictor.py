@@ -78,6 +78,7 @@ class Predictor:
     Attributes:
         times: wall time spent so far in the stages "decode" (sum over the threads), "engine" and
             "certificate"; they run beside each other.
+        size: bytes of the engine file.
 
     Raises:
         ModelError: if the file is no engine of lipdeploy, or damaged.
@@ -103,7 +104,7 @@ class Predictor:
         if not isinstance(model, Engine):
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
-        self.sha256 = model.sha256
+        self.sha256, self.size = model.sha256, model.size
         self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
         self.runtime: Runtime = open_runtime(model, runtime, device)
         self._certifier = BatchCertifier(
@@ -132,6 +133,11 @@ class Predictor:
     def description(self) -> str:
         """Model, hash of its content, engine, device: what a result was made with."""
         return f"{self.model}, sha256 {self.sha256}, {self.runtime.description}"
+
+    @property
+    def format(self) -> str:
+        """Kind of the engine file."""
+        return "onnx"
 
     @property
     def guarantee(self) -> Guarantee:
@@ -199,6 +205,11 @@ class Predictor:
             batches = iter(lambda: list(islice(loaded, self.batch_size)), [])
             for batch in pipeline.map(self._infer, batches, ahead=1):
                 yield from self._predictions(batch)
+
+    def answer_batch(self, inputs: Sequence[NetworkInput]) -> list[Prediction | Failure]:
+        """Predict one batch of images that are decoded and resized, in this thread."""
+        batch = [_Loaded(f"#{index}", item) for index, item in enumerate(inputs)]
+        return list(self._predictions(self._infer(batch)))
 
     def _load(self, numbered: tuple[int, ImageSource]) -> _Loaded:
         index, source = numbered

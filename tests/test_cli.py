@@ -42,6 +42,7 @@ def one_image(source: Path) -> list[str | Path]:
 
 def test_every_command_and_option_has_help_and_an_example() -> None:
     names = {"train", "export", "predict", "evaluate", "check-pair", "inspect", "verify"}
+    names |= {"benchmark", "doctor"}
     assert set(COMMANDS) == names
     for name, command in COMMANDS.items():
         assert f"Example: lipdeploy {name} " in command.help

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import DatasetError, ImageError, OutputError
+from lipdeploy.files import cache_folder
 from lipdeploy.images import decode
 from lipdeploy.resize import linear_resize
 
@@ -112,12 +113,6 @@ def decode_files(
             parts.append(part)
             progress(sum(map(len, parts)), len(files))
     return np.concatenate(parts)
-
-
-def cache_folder() -> Path:
-    """Where decoded datasets are kept: $XDG_CACHE_HOME/lipdeploy, else ~/.cache/lipdeploy."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "lipdeploy"
 
 
 def _fingerprint(files: Sequence[Path], size: int) -> str:

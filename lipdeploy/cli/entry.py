@@ -8,7 +8,9 @@ import typer
 
 import lipdeploy
 from lipdeploy.cli import options
+from lipdeploy.cli.benchmark import benchmark
 from lipdeploy.cli.check_pair import check_pair
+from lipdeploy.cli.doctor import doctor
 from lipdeploy.cli.evaluate import evaluate
 from lipdeploy.cli.export import export
 from lipdeploy.cli.inspect import inspect
@@ -32,7 +34,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, export, predict, evaluate, check_pair, inspect, verify):
+for command in (
+    train,
+    export,
+    predict,
+    evaluate,
+    benchmark,
+    check_pair,
+    inspect,
+    verify,
+    doctor,
+):
     app.command()(command)
 
 

@@ -2,19 +2,15 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import holds_tensors, parse_radii
+from lipdeploy.cli.values import engine_of, parse_radii, test_images
 from lipdeploy.errors import UsageError
 from lipdeploy.files import check_output
-from lipdeploy.report.console import print_detail, print_json, print_note, stages
-
-if TYPE_CHECKING:
-    from lipdeploy.artifact import Engine
-    from lipdeploy.datasets import LabelledSources
+from lipdeploy.report.console import print_detail, print_json, print_note
 
 
 def evaluate(
@@ -54,7 +50,7 @@ def evaluate(
     for option, path, suffix in (("--curve", curve, ".png"), ("--csv", csv, ".csv")):
         if path is not None:
             _check_file(option, path, suffix)
-    images = _test_images(dataset, data)
+    images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     arguments: dict[str, Any] = {
         "guarantee": guarantee,
@@ -62,7 +58,7 @@ def evaluate(
         "device": device,
         "runtime": runtime,
     }
-    with Predictor(_engine(model), batch_size=batch, compare=True, **arguments) as predictor:
+    with Predictor(engine_of(model), batch_size=batch, compare=True, **arguments) as predictor:
         result = Evaluation(predictor.statements)
         print_detail(predictor.description)
         images = images.in_order_of(predictor.manifest.classes)
@@ -94,26 +90,3 @@ def _check_file(option: str, path: Path, suffix: str) -> None:
     if path.suffix.lower() != suffix:
         raise UsageError(f"{option} {path}: the name must end in {suffix}")
     check_output(path)
-
-
-def _test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
-    """The test part of a dataset that has a name, or of a folder."""
-    from lipdeploy.datasets import CIFAR_NAMES, scan_folder, unknown_dataset
-
-    if dataset in CIFAR_NAMES:
-        from lipdeploy.training.data import cifar_test_images
-
-        return cifar_test_images(dataset, data)
-    if not Path(dataset).is_dir():
-        raise unknown_dataset(dataset)
-    return scan_folder(Path(dataset), "test")
-
-
-def _engine(model: Path) -> "Path | Engine":
-    """An engine file as it is; a trained model, frozen as `export` would do it."""
-    if not holds_tensors(model):
-        return model
-    from lipdeploy.exporters.export import ExportOptions, build_engine
-
-    with stages() as stage:
-        return build_engine(model, ExportOptions(), stage)

@@ -307,5 +307,37 @@ Curve = Annotated[
     Path | None, typer.Option(help="Draw certified accuracy against the radius here, as a PNG.")
 ]
 
+# benchmark
+Artifacts = Annotated[
+    list[Path],
+    typer.Argument(help="Exported engines, or a model.pt, which is frozen as by export."),
+]
+BenchmarkData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        autocompletion=_one_of("cifar10", "cifar100"),
+        help="Compare also the answers on a test set: cifar10, cifar100 (in ./data, or downloaded "
+        "to it), or a folder with test/<class>/* images.",
+    ),
+]
+BenchmarkRadii = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--radii",
+        help="With --data: radius to count certified answers at, as in evaluate. By default "
+        "36/255.",
+    ),
+]
+BenchmarkLimit = Annotated[
+    int | None, typer.Option(help="With --data: only this many images, at equal distances.")
+]
+BatchSizes = Annotated[
+    str, typer.Option("--batch", help="Images a call; several, separated by commas.")
+]
+Seconds = Annotated[
+    float, typer.Option(help="Time of measuring for each line, without certificates and with them.")
+]
+
 # inspect
 Artifact = Annotated[Path, typer.Argument(help="An engine, a model.pt or a checkpoint.pt.")]

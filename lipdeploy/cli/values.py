@@ -2,10 +2,15 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lipdeploy.errors import ModelError, UsageError
 from lipdeploy.images import SUFFIXES
-from lipdeploy.report.console import print_note
+from lipdeploy.report.console import print_note, stages
+
+if TYPE_CHECKING:
+    from lipdeploy.artifact import Engine
+    from lipdeploy.datasets import LabelledSources
 
 UNUSUAL = 5
 """Radii from here on, l2 in [0, 1] pixels, are more often a forgotten /255 than meant."""
@@ -47,3 +52,26 @@ def holds_tensors(path: Path) -> bool:
             return path.suffix == ".pt" or stream.read(4) == b"PK\x03\x04"
     except OSError:
         return path.suffix == ".pt"
+
+
+def test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
+    """The test part of a dataset that has a name, or of a folder."""
+    from lipdeploy.datasets import CIFAR_NAMES, scan_folder, unknown_dataset
+
+    if dataset in CIFAR_NAMES:
+        from lipdeploy.training.data import cifar_test_images
+
+        return cifar_test_images(dataset, data)
+    if not Path(dataset).is_dir():
+        raise unknown_dataset(dataset)
+    return scan_folder(Path(dataset), "test")
+
+
+def engine_of(model: Path) -> "Path | Engine":
+    """An engine file as it is; a trained model, frozen as `export` would do it."""
+    if not holds_tensors(model):
+        return model
+    from lipdeploy.exporters.export import ExportOptions, build_engine
+
+    with stages() as stage:
+        return build_engine(model, ExportOptions(), stage)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
+from lipdeploy.versions import has_nvidia_tools, onnxruntime_clash, reinstall_onnxruntime
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
@@ -42,23 +43,16 @@ class OnnxRuntime:
         *,
         _write_to: Path | None = None,
     ) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise EngineError(
-                "ONNX Runtime is not installed; pip install 'lipdeploy[onnx]' (CPU) or "
-                "'lipdeploy[gpu]' (CUDA)"
-            ) from error
-        self._library: Any = onnxruntime
+        self._library = _import(device)
         self.arithmetic = arithmetic
         self._write_to = _write_to
         self._session, used = self._open(data, device)
         self._device: Device = "cuda" if used == "cuda" else "cpu"
-        self._run_options = onnxruntime.RunOptions()
+        self._run_options = self._library.RunOptions()
         # Without this the nodes of outputs that nobody asked for would run, too.
         self._run_options.only_execute_path_to_fetches = True
         self.runs_graph = arithmetic in ("float32", "tf32") or self._device == "cuda"
-        self.description = f"onnxruntime {onnxruntime.__version__}, {arithmetic}, {used}"
+        self.description = f"onnxruntime {self._library.__version__}, {arithmetic}, {used}"
 
     def _open(self, data: bytes, device: Device) -> tuple[Any, str]:
         if device != "cpu" and "CUDAExecutionProvider" in self._library.get_available_providers():
@@ -69,10 +63,8 @@ class OnnxRuntime:
                     raise
                 return self._cpu_session(data), f"cpu ({error})"
         elif device == "cuda":
-            raise EngineError(
-                "--device cuda: the installed ONNX Runtime has no CUDA; pip uninstall onnxruntime, "
-                "then pip install 'lipdeploy[gpu]'"
-            )
+            reason = onnxruntime_clash() or "the installed ONNX Runtime has no CUDA"
+            raise EngineError(f"--device cuda: {reason}; {reinstall_onnxruntime(for_gpu=True)}")
         return self._cpu_session(data), "cpu"
 
     def _options(self) -> Any:  # noqa: ANN401
@@ -104,9 +96,11 @@ class OnnxRuntime:
             session = self._library.InferenceSession(data, options, providers=[provider])
         except Exception as error:
             reason = str(error).split("\n", maxsplit=1)[0]
+            advice = "check nvidia-smi and the CUDA and cuDNN libraries"
+            if clash := onnxruntime_clash():
+                advice = f"mend this: {clash}; {reinstall_onnxruntime(for_gpu=True)}"
             raise EngineError(
-                f"--device cuda: no usable GPU ({reason}); check nvidia-smi and the CUDA and cuDNN "
-                "libraries, or use --device cpu"
+                f"--device cuda: no usable GPU ({reason}); use --device cpu, or {advice}"
             ) from error
         if session.get_providers()[0] != "CUDAExecutionProvider":
             raise EngineError("--device cuda: ONNX Runtime fell back to the CPU; use --device cpu")
@@ -152,6 +146,32 @@ class OnnxRuntime:
     def same_device(self, data: bytes) -> "OnnxRuntime":
         """Another model on the same device, with the same options."""
         return OnnxRuntime(data, self._device, self.arithmetic)
+
+
+def _import(device: Device) -> Any:  # noqa: ANN401
+    """The library; raises EngineError where it is missing or broken."""
+    try:
+        import onnxruntime
+
+        # What an uninstalled distribution leaves behind can be imported, and is empty.
+        onnxruntime.InferenceSession  # noqa: B018
+    except (ImportError, AttributeError) as error:
+        raise EngineError(_why_no_library(device, error)) from error
+    return onnxruntime
+
+
+def _why_no_library(device: Device, error: Exception) -> str:
+    for_gpu = device == "cuda" or (device == "auto" and has_nvidia_tools())
+    mend = reinstall_onnxruntime(for_gpu=for_gpu)
+    if clash := onnxruntime_clash():
+        return f"ONNX Runtime cannot be imported: {clash}; {mend}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+        return (
+            "ONNX Runtime is not installed; pip install 'lipdeploy[onnx]' (CPU) or "
+            "'lipdeploy[gpu]' (CUDA)"
+        )
+    reason = str(error).split("\n", maxsplit=1)[0]
+    return f"ONNX Runtime cannot be imported ({reason}); {mend}"
 
 
 def executed_graph(data: bytes) -> bytes:
