@@ -32,7 +32,7 @@ class BatchCertifier:
 
     Args:
         engine: what runs.
-        runtime: what runs it, and can be asked for the order of its sums.
+        runtime: what runs it.
         guarantee: which statement; None for "program" where there are bounds for the runtime, else
             "network".
         tight: take longer to prove larger radii, where the head has a way.
@@ -54,7 +54,7 @@ class BatchCertifier:
         tight: bool,
         compare: bool,
     ) -> None:
-        self._engine, self._runtime, self._compare = engine, runtime, compare
+        self._engine, self._arithmetic, self._compare = engine, runtime.arithmetic, compare
         self._certifier = Certifier(engine.network, engine.manifest, tight)
         self._errors = engine.manifest.errors
         self._order_kept = dict[int, bool]()
@@ -87,9 +87,9 @@ class BatchCertifier:
     @property
     def rounding(self) -> str:
         """Name of the error bounds of the runtime: arithmetic and order of sums."""
-        if self._runtime.arithmetic == REFERENCE.arithmetic.name:
+        if self._arithmetic == REFERENCE.arithmetic.name:
             return REFERENCE.name
-        return f"{self._runtime.arithmetic} {self._engine.manifest.accumulation}"
+        return f"{self._arithmetic} {self._engine.manifest.accumulation}"
 
     @property
     def statements(self) -> tuple[str, ...]:
@@ -99,52 +99,55 @@ class BatchCertifier:
         others = [
             f"program, {name}"
             for name in self._errors
-            if name.startswith(f"{self._runtime.arithmetic} ") and name != self.rounding
+            if name.startswith(f"{self._arithmetic} ") and name != self.rounding
         ]
         programs = ["program", *others] if self._has_program else []
         return tuple(dict.fromkeys([self.guarantee, "network", *programs]))
 
-    def certificates(self, answers: Answers, inputs: list[NetworkInput]) -> list[Certificate]:
+    def certificates(
+        self, answers: Answers, inputs: list[NetworkInput], runtime: Runtime
+    ) -> list[Certificate]:
         """A certificate for each image of a batch.
 
         Args:
             answers: what the runtime returned.
             inputs: what it got.
+            runtime: can be asked for the order of its sums.
         """
-        radii = self._all_radii(answers)
+        radii = self._all_radii(answers, runtime)
         return [
             self._certificate({name: radii[name][index] for name in radii}, item, len(inputs))
             for index, item in enumerate(inputs)
         ]
 
-    def _all_radii(self, answers: Answers) -> dict[str, list[float]]:
+    def _all_radii(self, answers: Answers, runtime: Runtime) -> dict[str, list[float]]:
         """Radii of every statement, in units of the pixels."""
         radii: dict[str, list[float]] = {}
         for name in self.statements:
             # No certified flip is a consequence of *network*, at the same radius.
             proven = "network" if name == "no-certified-flip" else name
             if proven not in radii:
-                radii[proven] = self._radii(proven, answers).tolist()
+                radii[proven] = self._radii(proven, answers, runtime).tolist()
             radii[name] = radii[proven]
         return radii
 
-    def _radii(self, statement: str, answers: Answers) -> Array:
+    def _radii(self, statement: str, answers: Answers, runtime: Runtime) -> Array:
         if not statement.startswith("program"):
             return self._certifier.network_radii(answers)
         rounding = statement.removeprefix("program, ")
         rounding = self.rounding if rounding == "program" else rounding
         batch = len(answers.labels)
-        if rounding.endswith("same-order") and not self._keeps_order(batch):
+        if rounding.endswith("same-order") and not self._keeps_order(runtime, batch):
             return np.zeros(batch)
         return self._certifier.program_radii(answers, self._errors[rounding])
 
-    def _keeps_order(self, batch: int) -> bool:
+    def _keeps_order(self, runtime: Runtime, batch: int) -> bool:
         """Whether the permutation test passes on this machine at this batch size."""
         if batch not in self._order_kept:
             from lipdeploy.exporters.onnx_probe import keeps_order
 
-            self._order_kept[batch] = isinstance(self._runtime, OnnxRuntime) and keeps_order(
-                self._runtime, self._engine.prepared, batch
+            self._order_kept[batch] = isinstance(runtime, OnnxRuntime) and keeps_order(
+                runtime, self._engine.prepared, batch
             )
         return self._order_kept[batch]
 

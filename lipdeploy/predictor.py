@@ -105,6 +105,7 @@ class Predictor:
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
         self.sha256, self.size = model.sha256, model.size
+        self._format = "onnx" if model.built is None else model.built.record.kind
         self.batch_size = max(1, min(batch_size, VALUES_AT_ONCE // self.network.largest_values))
         self.runtime: Runtime = open_runtime(model, runtime, device)
         self._certifier = BatchCertifier(
@@ -136,8 +137,8 @@ class Predictor:
 
     @property
     def format(self) -> str:
-        """Kind of the engine file."""
-        return "onnx"
+        """Kind of the engine file: "onnx", "openvino" or "tensorrt"."""
+        return self._format
 
     @property
     def guarantee(self) -> Guarantee:
@@ -244,7 +245,7 @@ class Predictor:
     def _certificates(self, batch: _Answered) -> Sequence[Certificate | None]:
         if batch.answers is None or not self.certify:
             return [None] * len(batch.inputs)
-        return self._certifier.certificates(batch.answers, batch.inputs)
+        return self._certifier.certificates(batch.answers, batch.inputs, self.runtime)
 
     def _prediction(
         self, name: str, logits: Array, certificate: Certificate | None

@@ -108,7 +108,8 @@ class Arithmetic:
         if np.any(np.abs(rounded) > self.largest):
             raise BoundError(f"a weight is too large for {self.name}; use --precision float32")
         rounded[np.abs(rounded) < self.smallest_normal] = 0
-        return rounded.astype(weights.dtype)
+        result: NDArray[Any] = rounded.astype(weights.dtype)
+        return result
 
     def holds(self, weights: NDArray[Any]) -> bool:
         """Whether operands of this arithmetic can be exactly these weights."""
