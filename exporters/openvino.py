@@ -4,7 +4,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from lipdeploy.errors import ExportError
+from lipdeploy.artifact import Engine
+from lipdeploy.errors import EngineError, ExportError
 
 
 @dataclass(frozen=True)
@@ -47,3 +48,32 @@ def build_openvino(onnx_bytes: bytes) -> OpenVinoFiles:
             raise ExportError(f"OpenVINO cannot read the graph ({reason:.200})") from error
         files = {suffix: path.with_suffix(suffix).read_bytes() for suffix in (".xml", ".bin")}
     return OpenVinoFiles(files, {"openvino": openvino.__version__})
+
+
+def check_openvino(engine: Engine) -> None:
+    """Make sure that OpenVINO's files are those that the ONNX engine gives, byte for byte.
+
+    So nothing that somebody else wrote reaches OpenVINO's reader, and what runs is the graph that
+    was certified.
+
+    Raises:
+        EngineError: if they are not, or another version of OpenVINO wrote them.
+        ExportError: as `build_openvino`.
+    """
+    built = engine.built
+    if built is None or built.record.kind != "openvino":
+        return
+    again = build_openvino(engine.prepared)
+    if again.versions != built.record.versions:
+        raise EngineError(
+            f"{engine.name}: built with {_names(built.record.versions)}, here is "
+            f"{_names(again.versions)}; type '{built.rebuild}'"
+        )
+    if again.files != built.files:
+        raise EngineError(
+            f"{engine.name}: not what OpenVINO makes of its ONNX engine; type '{built.rebuild}'"
+        )
+
+
+def _names(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in versions.items())

@@ -6,6 +6,7 @@ started, more than `SLOWEST` seconds, or more than `LARGEST` bytes of memory.
 """
 
 import argparse
+import hashlib
 import io
 import json
 import random
@@ -32,6 +33,7 @@ from onnx import helper, numpy_helper
 from PIL import Image
 
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
+from lipdeploy.built import BuildRecord, read_built, record_beside
 from lipdeploy.errors import LipdeployError
 from lipdeploy.exporters.export import ExportOptions, build_engine
 from lipdeploy.exporters.onnx_file import parse_onnx, read_onnx, stored_weights
@@ -246,6 +248,9 @@ def with_weights(data: bytes, choice: int, shape: list[int], value: float) -> by
     return bytes(model.SerializeToString())
 
 
+EMPTY = hashlib.sha256(b"").hexdigest()
+
+
 # What reads it
 
 
@@ -286,6 +291,15 @@ def read_engine(data: bytes, folder: Path) -> None:
         list(predictor.attempt([np.zeros((8, 8, 3), dtype=np.uint8)]))
 
 
+def read_record(text: str, folder: Path) -> None:
+    """The record beside an engine of another library."""
+    path = folder / "model.xml"
+    path.write_bytes(b"")
+    path.with_suffix(".bin").write_bytes(b"")
+    record_beside(path).write_text(text)
+    read_built(path)
+
+
 def read_manifest(text: str, folder: Path) -> None:
     """A manifest by itself."""
     restore_checked(Manifest.from_json(text), {})
@@ -309,6 +323,10 @@ def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
     texts |= changes.map(lambda edits: json.dumps(changed(good, edits)))
     values = st.floats() | st.sampled_from([0.0, 1e-40, 1e38, np.nan])
 
+    record = BuildRecord("openvino", {".xml": EMPTY, ".bin": EMPTY}, EMPTY, {"a": "1"}, {"b": 2})
+    kept = json.loads(record.to_json())
+    records = texts | changes.map(lambda edits: json.dumps(changed(kept, edits)))
+
     def case(read: Callable[[Any, Path], None]) -> Callable[[Any], Case]:
         return lambda value: Case(read, value)
 
@@ -325,6 +343,7 @@ def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
             case(read_state)
         ),
         "checkpoint, values": st.builds(rewritten, checkpoints, changes).map(case(read_state)),
+        "build record": records.map(case(read_record)),
         "engine, bytes": st.builds(damaged, engines, damages).map(case(read_engine)),
         "engine, manifest": st.builds(with_manifest, engines, changes).map(case(read_engine)),
         "engine, weights": st.builds(

@@ -1,5 +1,6 @@
 """Engines of several libraries: families of files, runtimes, the canary, the gate at the export."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -105,9 +106,8 @@ def test_openvino_rounds_like_float32_and_not_like_less(built: Path) -> None:
 def test_every_batch_is_answered_in_order(built: Path, hint: str, count: int) -> None:
     from lipdeploy.runtimes.openvino import OpenVinoRuntime
 
-    files = read_built(built).files
-    runtime = OpenVinoRuntime(files[".xml"], files[".bin"], hint=hint)
-    network = read_engine(built).network
+    read = read_engine(built)
+    network, runtime = read.network, OpenVinoRuntime(read.prepared, hint=hint)
     pixels = random_pixels(count, network.image_size)
     first, _ = runtime.run(pixels.astype(np.float32))
     again, _ = runtime.run(pixels[::-1].astype(np.float32))
@@ -174,6 +174,21 @@ def test_a_changed_file_names_the_command_that_mends_it(built: Path, tmp_path: P
     command = str(e.value).split("type '")[1].rstrip("'").split()
     subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     assert read_engine(path).built is not None
+
+
+def test_files_that_openvino_would_not_write_never_reach_it(built: Path, tmp_path: Path) -> None:
+    path = copied(built, tmp_path)
+    text = path.read_text().replace('type="MatMul"', 'type="MatMul" ', 1)
+    path.write_text(text)
+    values = json.loads(record_beside(path).read_text())
+    values["files"][".xml"] = hashlib.sha256(text.encode()).hexdigest()
+    record_beside(path).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match="not what OpenVINO makes of its ONNX engine; type"):
+        Predictor(path)
+    values["versions"]["openvino"] = "2020.1"
+    record_beside(path).write_text(json.dumps(values))
+    with pytest.raises(EngineError, match=r"built with openvino 2020.1, here is openvino"):
+        Predictor(path)
 
 
 def test_the_onnx_engine_of_another_export_is_refused(built: Path, tmp_path: Path) -> None:
@@ -396,7 +411,7 @@ def test_a_model_that_is_no_ir_is_refused() -> None:
     from lipdeploy.runtimes.openvino import OpenVinoRuntime
 
     with pytest.raises(EngineError, match="OpenVINO cannot load the engine"):
-        OpenVinoRuntime(b"<xml>", b"")
+        OpenVinoRuntime(b"<xml>")
 
 
 def test_the_reference_runtime_needs_nothing_else(engine: Engine) -> None:

@@ -57,11 +57,11 @@ def open_runtime(
     if chosen == "onnxruntime":
         return OnnxRuntime(engine.prepared, device, arithmetic)
     if chosen == "openvino":
+        from lipdeploy.exporters.openvino import check_openvino
         from lipdeploy.runtimes.openvino import OpenVinoRuntime
 
-        if built is None or built.record.kind != "openvino":
-            return OpenVinoRuntime(engine.prepared)
-        return OpenVinoRuntime(built.files[".xml"], built.files[".bin"])
+        check_openvino(engine)
+        return OpenVinoRuntime(engine.prepared)
     if chosen == "torch":
         from lipdeploy.runtimes.torch import TorchRuntime
 

@@ -17,8 +17,7 @@ class OpenVinoRuntime:
     the statement *program* is not offered, and *network* compares every answer with float64.
 
     Args:
-        model: an ONNX model, or the .xml of an IR.
-        weights: the .bin of an IR.
+        data: bytes of an ONNX model.
         hint: "latency" gives all cores to one batch, "throughput" cuts a batch into as many pieces
             as OpenVINO likes to run at once.
 
@@ -29,7 +28,7 @@ class OpenVinoRuntime:
     arithmetic = "float32"
     runs_graph = False
 
-    def __init__(self, model: bytes, weights: bytes | None = None, hint: Hint = "latency") -> None:
+    def __init__(self, data: bytes, hint: Hint = "latency") -> None:
         try:
             import openvino
             import openvino.properties
@@ -40,7 +39,7 @@ class OpenVinoRuntime:
             ) from error
         self._library: Any = openvino
         try:
-            self._compiled = self._compile(model, weights, hint)
+            self._compiled = self._compile(data, hint)
         # OpenVINO raises RuntimeError and others for whatever its readers find.
         except Exception as error:
             reason = str(error).strip().split("\n", maxsplit=1)[0]
@@ -53,11 +52,11 @@ class OpenVinoRuntime:
         version = openvino.__version__.split("-", maxsplit=1)[0]
         self.description = f"openvino {version}, float32, cpu, {hint}"
 
-    def _compile(self, model: bytes, weights: bytes | None, hint: Hint) -> Any:  # noqa: ANN401
+    def _compile(self, data: bytes, hint: Hint) -> Any:  # noqa: ANN401
         import openvino.properties.hint as hints
 
         core = self._library.Core()
-        read = core.read_model(model) if weights is None else core.read_model(model, weights)
+        read = core.read_model(data)
         modes = hints.PerformanceMode
         # On some CPUs bfloat16 is what it would choose.
         config = {
