@@ -13,6 +13,8 @@ from lipdeploy.errors import ExportError
 
 OPSET = 17
 IR_VERSION = 8
+NUMBER = "number_"
+"""How names of scalars begin; then follows the number, with all digits of float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +170,7 @@ class GraphBuilder:
 
     def number(self, value: float) -> str:
         """A float32 scalar."""
-        return self.constant(f"number_{value!r}", np.array(value, dtype=np.float32))
+        return self.constant(f"{NUMBER}{value!r}", np.array(value, dtype=np.float32))
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape; one entry may be -1."""
@@ -192,6 +194,11 @@ class GraphBuilder:
         """The two halves of an axis of even `size`."""
         half = size // 2
         return self.slices(x, {axis: slice(0, half)}), self.slices(x, {axis: slice(half, size)})
+
+
+def exact_number(name: str) -> float | None:
+    """The number that a constant of `GraphBuilder.number` rounds to float32; None for others."""
+    return float(name.removeprefix(NUMBER)) if name.startswith(NUMBER) else None
 
 
 def _joined(numbers: Sequence[int]) -> str:
