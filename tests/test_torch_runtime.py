@@ -114,7 +114,7 @@ def check_parity(engine: Engine, counts: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("accumulation", ACCUMULATIONS)
-@pytest.mark.parametrize("head", ["linear", "lln", "mlp"])
+@pytest.mark.parametrize("head", ["linear", "mlp"])
 @pytest.mark.parametrize("case", [case for case in CASES if case != "tiled"])
 def test_torch_computes_what_onnx_runtime_does(
     case: str, head: str, accumulation: Accumulation
@@ -146,7 +146,7 @@ def test_the_file_as_it_is_stored_gives_the_same_as_the_prepared_one(case: str) 
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["auto", "spectral, odd", "fused, odd", "dense, zero", "taylor"])
+@pytest.mark.parametrize("case", ["auto", "spectral, odd", "fused, odd", "dense, zero"])
 def test_the_bound_holds_far_from_any_image(case: str) -> None:
     engine = make_engine(case)
     pixels = far_inputs(engine)
@@ -191,14 +191,19 @@ def precisions(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str]
     product = torch_nodes.OPERATIONS["MatMul"]
 
     def watched(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        backends = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-        seen.append((backends[0].fp32_precision, backends[1].fp32_precision))
+        seen.append(settings())
         return product(a, b)
 
     monkeypatch.setitem(torch_nodes.OPERATIONS, "MatMul", watched)
-    before = torch.get_float32_matmul_precision()
     yield seen
-    torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
+    for backend in (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul):
+        backend.fp32_precision = "none"
+
+
+def settings() -> tuple[str, str]:
+    """Of the process, for float32 products on a GPU and on a CPU."""
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
 
 
 @pytest.mark.parametrize("precision", ["high", "medium"])
@@ -206,7 +211,7 @@ def test_shorter_products_are_off_in_the_engine_and_stay_on_for_others(
     precisions: list[tuple[str, str]], precision: str
 ) -> None:
     torch.set_float32_matmul_precision(precision)
-    before = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    before = settings()
     assert before[0] == "tf32"
     assert before[1] not in ("ieee", "none")
     runtime = TorchRuntime(make_engine().prepared, "cpu")
@@ -217,10 +222,20 @@ def test_shorter_products_are_off_in_the_engine_and_stay_on_for_others(
         thread.join()
     assert len(precisions) > 40
     assert set(precisions) == {("ieee", "ieee")}
-    after = torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    assert after == before
+    assert settings() == before
     assert torch.backends.cuda.matmul.allow_tf32
     assert torch.get_float32_matmul_precision() == precision
+
+
+def test_a_setting_of_all_products_stays_one_of_all(precisions: list[tuple[str, str]]) -> None:
+    torch.backends.fp32_precision = "tf32"
+    try:
+        TorchRuntime(make_engine().prepared, "cpu").run(inputs_of(3, 8))
+        assert set(precisions) == {("ieee", "ieee")}
+        assert settings() == ("tf32", "tf32")
+    finally:
+        torch.backends.fp32_precision = "none"
+    assert settings() == ("none", "none")
 
 
 @pytest.mark.usefixtures("precisions")
@@ -255,7 +270,8 @@ def watch_operations(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[i
         @functools.wraps(operation)
         def run(*arguments: object, **attributes: object) -> object:
             kinds.append(kind)
-            held.append(sum(result() is not None for result in results))
+            results[:] = [result for result in results if result() is not None]
+            held.append(len(results))
             result = operation(*arguments, **attributes)
             parts = result if isinstance(result, tuple) else (result,)
             results.extend(weakref.ref(part) for part in parts)
@@ -308,9 +324,9 @@ def changed(engine: Engine, kind: str, **changes: object) -> bytes:
     [
         (
             {"op_type": "Erf"},
-            "node .* of type 'Erf' is unknown to the torch runtime; use --runtime",
+            "node .* of type Erf is unknown to the torch runtime; use --runtime",
         ),
-        ({"domain": "com.example"}, "type 'Transpose' is unknown"),
+        ({"domain": "com.example"}, "type Transpose is unknown"),
         ({"axis": 1}, "inputs or attributes that the torch runtime does not know .*axis"),
         ({"op_type": "MatMul"}, "inputs or attributes"),
     ],
@@ -324,7 +340,7 @@ def test_nodes_that_are_not_known_are_named(changes: dict[str, object], message:
 def test_other_operators_and_bytes_are_refused() -> None:
     model = onnx.load_model_from_string(make_engine().prepared)
     model.opset_import[0].version = OPSET + 1
-    with pytest.raises(EngineError, match=r"expected \{'': 17\}"):
+    with pytest.raises(EngineError, match=f"expected {OPSET}"):
         TorchRuntime(model.SerializeToString(), "cpu")
     with pytest.raises(EngineError, match="no ONNX model"):
         TorchRuntime(b"hello, this is text", "cpu")

@@ -197,16 +197,17 @@ def test_the_published_schema_takes_the_configuration(
 
 
 def test_the_part_of_the_schema_that_is_used_is_that_of_the_published_one() -> None:
-    messages = {"ModelConfig": published().DESCRIPTOR}
-    for name, fields in SCHEMA.items():
-        for field_name, (number, kind) in fields.items():
-            field = messages[name].fields_by_name[field_name]
-            assert field.number == number
-            assert (field.label == field.LABEL_REPEATED) == kind.startswith("repeated ")
-            messages[kind.removeprefix("repeated ")] = field.message_type
-    assert messages["ModelInput"].fields_by_name["data_type"].enum_type.values_by_name[
-        "TYPE_FP32"
-    ].number == (TYPE_FP32)
+    def compare(used: Any, whole: Any) -> None:
+        for field in used.fields:
+            other = whole.fields_by_name[field.name]
+            kinds = [(f.number, f.type, f.is_repeated) for f in (field, other)]
+            assert kinds[0] == kinds[1], field.full_name
+            if field.message_type:
+                compare(field.message_type, other.message_type)
+            if field.enum_type:
+                assert other.enum_type.values_by_name["TYPE_FP32"].number == TYPE_FP32
+
+    compare(schema().DESCRIPTOR, published().DESCRIPTOR)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -161,6 +162,9 @@ def _fits(shape: Sequence[int], wanted: Sequence[int]) -> bool:
     return same_length and all(w in (0, n) for n, w in zip(shape, wanted, strict=True))
 
 
+_signature = cache(inspect.signature)
+
+
 def _bound(node: onnx.NodeProto) -> _Node:
     """A node with its operation, which takes just these inputs and attributes."""
     where = f"node {node.name[:100]!r} of type {node.op_type[:100]}"
@@ -169,7 +173,7 @@ def _bound(node: onnx.NodeProto) -> _Node:
         raise EngineError(f"{where} is unknown to the torch runtime; use --runtime onnxruntime")
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     try:
-        inspect.signature(operation).bind(*node.input, **attributes)
+        _signature(operation).bind(*node.input, **attributes)
     except TypeError as error:
         raise EngineError(
             f"{where} has inputs or attributes that the torch runtime does not know ({error}); "
@@ -185,16 +189,24 @@ def _float32_products() -> Iterator[None]:
     The settings are the process's and are read when a product begins, so they are put back
     afterwards, and two engines do not change them at the same time. What is float32 is left alone.
     """
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    on_cpu: Any = torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, on_cpu.matmul)
     with _PRECISION:
-        changed = [(b, b.fp32_precision) for b in backends if b.fp32_precision not in EXACT]
+        changed = [(b, _own_setting(b)) for b in backends if b.fp32_precision not in EXACT]
         try:
             for backend, _ in changed:
                 backend.fp32_precision = "ieee"
             yield
         finally:
-            for backend, precision in changed:
-                backend.fp32_precision = precision
+            for backend, setting in changed:
+                backend.fp32_precision = setting
+
+
+def _own_setting(backend: Any) -> str:  # noqa: ANN401
+    """A precision other than float32, or "none" where it comes from a setting of all products."""
+    precision: str = backend.fp32_precision
+    backend.fp32_precision = "none"
+    return "none" if backend.fp32_precision == precision else precision
 
 
 def _no_autocast(device: torch.device) -> torch.autocast:
