@@ -13,6 +13,8 @@ from lipdeploy.errors import ExportError
 
 OPSET = 17
 IR_VERSION = 8
+NUMBER = "number_"
+"""How names of scalars begin; then follows the number, with all digits of float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,8 +181,8 @@ class GraphBuilder:
 
     def number(self, value: float) -> str:
         """A scalar, rounded to `dtype`."""
-        kind = "" if self.dtype == np.float32 else f"_{self.dtype.name}"
-        return self.constant(f"number{kind}_{value!r}", np.array(value).astype(self.dtype))
+        kind = "" if self.dtype == np.float32 else f"{self.dtype.name}_"
+        return self.constant(f"{NUMBER}{kind}{value!r}", np.array(value).astype(self.dtype))
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape; one entry may be -1."""
@@ -204,6 +206,11 @@ class GraphBuilder:
         """The two halves of an axis of even `size`."""
         half = size // 2
         return self.slices(x, {axis: slice(0, half)}), self.slices(x, {axis: slice(half, size)})
+
+
+def exact_number(name: str) -> float | None:
+    """The number that a constant of `GraphBuilder.number` rounds; None for others."""
+    return float(name.rsplit("_", maxsplit=1)[1]) if name.startswith(NUMBER) else None
 
 
 def _joined(numbers: Sequence[int]) -> str:

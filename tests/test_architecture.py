@@ -88,6 +88,8 @@ def test_engines_stay_in_their_own_files(source: Path) -> None:
         "lipdeploy.exporters.verify",
         "lipdeploy.runtimes.onnx",
         "lipdeploy.runtimes.openvino",
+        "lipdeploy.runtimes.torch_graph",
+        "lipdeploy.runtimes.torch_nodes",
     }
     users = {name for name, path in modules(source).items() if engines & tops(path)}
     assert users == homes
@@ -112,7 +114,8 @@ def test_nothing_imports_the_command_line_and_only_it_draws(source: Path) -> Non
 
 
 def test_predicting_imports_no_torch() -> None:
-    code = "import sys, lipdeploy.cli, lipdeploy.predictor; assert 'torch' not in sys.modules"
+    modules = "lipdeploy.cli, lipdeploy.predictor, lipdeploy.runtimes.torch"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -17,7 +17,7 @@ from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.predictor import Predictor
 from lipdeploy.rounding import ARITHMETICS, FLOAT16, FLOAT32, Rounding
-from lipdeploy.runtimes.choice import open_runtime
+from lipdeploy.runtimes.choice import RuntimeChoice, open_runtime
 
 Cli = Callable[..., tuple[int, str, str]]
 LOWER = ("tf32", "float16", "bfloat16")
@@ -61,11 +61,21 @@ def test_the_nearest_operand_is_the_nearest(precision: str) -> None:
 
 @pytest.mark.parametrize("head", ["lln", "mlp"])
 @pytest.mark.parametrize("form", ["spectral", "fused", "dense"])
-@pytest.mark.parametrize("precision", ["tf32", "float16"])
-def test_the_engine_is_within_its_bound(precision: str, form: str, head: str) -> None:
+@pytest.mark.parametrize(
+    ("precision", "runtime"),
+    [
+        ("tf32", "onnxruntime"),
+        ("float16", "onnxruntime"),
+        ("float16", "torch"),
+        ("bfloat16", "torch"),
+    ],
+)
+def test_the_engine_is_within_its_bound(
+    precision: str, runtime: RuntimeChoice, form: str, head: str
+) -> None:
     engine = engine_in(precision, form, head=head)
     pixels = random_pixels(6, engine.network.image_size)
-    features, _ = open_runtime(engine, "onnxruntime", "cpu").run(pixels.astype(np.float32))
+    features, _ = open_runtime(engine, runtime, "cpu").run(pixels.astype(np.float32))
     errors = np.linalg.norm(features - engine.network.features(pixels), axis=1)
     bounds = engine.manifest.engine_errors.features(distances_upper(pixels, engine.network.centre))
     assert np.all(errors <= bounds)
@@ -127,6 +137,22 @@ def test_a_command_exports_and_predicts_in_half_precision(
         (full,) = predictor(samples / "cat-0000.jpg")
     assert half.label == full.label
     assert 0.8 * full.radius < half.radius < full.radius
+
+
+def test_bfloat16_is_exported_and_never_certifies_the_program(
+    source: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    path = tmp_path / "brain.onnx"
+    status, out, err = run_cli(
+        "export", source / "samples" / "model.pt", "--precision", "bfloat16", "-o", path
+    )
+    assert status == 0, err
+    assert "torch" in out + err
+    with Predictor(path, runtime="torch") as predictor:
+        assert predictor.guarantee == "network"
+        (found,) = predictor(source / "samples" / "cat-0000.jpg")
+    assert found.label == "cat"
+    assert found.radius > 0
 
 
 def test_what_has_no_such_precision_says_so() -> None:

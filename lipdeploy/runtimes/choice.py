@@ -65,7 +65,7 @@ def open_runtime(
     if chosen == "torch":
         from lipdeploy.runtimes.torch import TorchRuntime
 
-        return TorchRuntime(engine.prepared, device)
+        return TorchRuntime(engine.prepared, device, arithmetic=arithmetic)
     if built is None or built.record.kind != "tensorrt":
         raise UsageError(
             f"--runtime tensorrt: {engine.name} is no TensorRT engine; make one with 'lipdeploy "
