@@ -28,6 +28,7 @@ from lipdeploy.exporters.planned import (
     planned_layers,
     within_loss,
 )
+from lipdeploy.exporters.triton import write_triton
 from lipdeploy.exporters.tune import Tuner
 from lipdeploy.files import check_output
 from lipdeploy.frozen import FrozenNetwork
@@ -79,6 +80,7 @@ class ExportOptions:
         max_batch: most images of one call of a TensorRT engine; more are cut into several.
         portable: whether a TensorRT engine may run on other GPUs and versions, if slower.
         tune: measure the candidates of each layer on this machine instead of estimating them.
+        triton: folder of a model repository for Triton Inference Server that is written, too.
         max_rounding_loss: largest radius that rounding may cost, l2 in pixels of [0, 1]; None for
             whatever the fastest forms cost.
 
@@ -97,6 +99,7 @@ class ExportOptions:
     portable: bool = False
     tune: bool = False
     max_rounding_loss: float | None = None
+    triton: Path | None = None
 
     def __post_init__(self) -> None:
         check_choice("--engine", self.engine, (*ENGINES, *ALIASES))
@@ -106,6 +109,10 @@ class ExportOptions:
         if self.precision != "float32" and self.kind == "openvino":
             raise UsageError("--engine openvino is held to float32; leave out --precision")
         check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
+        if self.triton is not None and self.kind == "openvino":
+            raise UsageError(
+                "--triton: Triton cannot hold OpenVINO to float32; use --engine onnx or trt"
+            )
         limits = SHORTEST_LIMIT, LARGEST_LIMIT
         if self.longest_sum is not None and not limits[0] <= self.longest_sum <= limits[1]:
             raise UsageError(
@@ -198,12 +205,39 @@ def export_model(
     parity = compare(engine.network, engine.manifest, checked, inputs)
     clock.start("write")
     files = write_engine(engine, output)
+    if options.triton is not None:
+        _write_triton(engine, output, options.triton)
     clock.stop()
     distances = distances_upper(pixels.astype(np.float64), engine.network.centre)
     errors = engine.manifest.engine_errors.features(distances)
     cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
     shown, description = engine.manifest, checked.description
     return Exported(output, files, shown, parity, description, cost, plan, clock.seconds)
+
+
+def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
+    """What `lipdeploy predict` runs, for a server."""
+    if engine.built is None:
+        write_triton(
+            engine,
+            folder,
+            name=output.stem,
+            platform="onnxruntime_onnx",
+            file=engine.prepared,
+            file_name="model.onnx",
+        )
+        return
+    (data,) = engine.built.files.values()
+    _, _, most = engine.built.record.settings["profile"]
+    write_triton(
+        engine,
+        folder,
+        name=output.stem,
+        platform="tensorrt_plan",
+        file=data,
+        file_name="model.plan",
+        max_batch=most,
+    )
 
 
 def is_engine(path: Path) -> bool:

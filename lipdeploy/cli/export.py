@@ -5,7 +5,7 @@ from typing import Any
 from lipdeploy.cli import options
 from lipdeploy.cli.values import check_no_image, holds_tensors, parse_radius
 from lipdeploy.errors import ModelError
-from lipdeploy.report.console import stages
+from lipdeploy.report.console import print_line, stages
 
 
 def export(
@@ -22,6 +22,7 @@ def export(
     portable: options.Portable = False,
     tune: options.Tune = False,
     max_rounding_loss: options.MaxRoundingLoss = None,
+    triton: options.Triton = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -42,6 +43,7 @@ def export(
     }
     chosen |= {"accumulation": accumulation, "longest_sum": longest_sum}
     chosen |= {"batch": batch, "max_batch": max_batch, "portable": portable, "tune": tune}
+    chosen["triton"] = triton
     if max_rounding_loss is not None:
         chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
     export_options = ExportOptions(**chosen)
@@ -54,3 +56,5 @@ def export(
     with stages() as stage:
         exported = export_model(model, output, export_options, stage)
     export_summary(exported)
+    if triton is not None:
+        print_line(f"Triton: {triton / output.stem}; see docs/engines.md")

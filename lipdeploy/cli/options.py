@@ -198,6 +198,12 @@ Portable = Annotated[
         "--portable", help="A TensorRT engine for other GPUs and versions, too, if slower."
     ),
 ]
+Triton = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the engine into this model repository of Triton Inference Server, too.",
+    ),
+]
 LongestSum = Annotated[
     int | None,
     typer.Option(
