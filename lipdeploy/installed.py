@@ -132,7 +132,7 @@ def check_package(package: Package) -> list[Item]:
 def _facts(package: Package) -> dict[str, Any] | Item:
     """What a package answers, or the item that says why it does not."""
     version, needed = installed_version(package.name), package.needed_for
-    if version is None and importlib.util.find_spec(package.module) is None:
+    if version is None and not _is_there(package.module):
         state: State = "problem" if needed is None else "missing"
         found = f"not installed; needed for {needed or 'everything'}"
         return Item(package.name, state, found, f"pip install {package.install}")
@@ -145,6 +145,12 @@ def _facts(package: Package) -> dict[str, Any] | Item:
         mend = f"pip install --force-reinstall --no-deps {package.name}"
         return Item(package.name, package.if_broken, found, mend)
     return _too_old(package.name, str(facts["version"])) or facts
+
+
+def _is_there(module: str) -> bool:
+    """Whether a module can be found, and is no empty folder that an uninstalled one has left."""
+    found = importlib.util.find_spec(module)
+    return found is not None and found.origin is not None
 
 
 def _too_old(name: str, version: str) -> Item | None:
@@ -176,7 +182,7 @@ def check_onnxruntime() -> list[Item]:
     """Which ONNX Runtime is here really, and on which devices it runs."""
     name, installed = "onnxruntime", installed_onnxruntimes()
     for_gpu = has_nvidia_tools()
-    if not installed and importlib.util.find_spec("onnxruntime") is None:
+    if not installed and not _is_there("onnxruntime"):
         extra = "gpu" if for_gpu else "onnx"
         found = "not installed; needed for predict, evaluate and export"
         return [Item(name, "problem", found, f"pip install 'lipdeploy[{extra}]'")]
@@ -186,7 +192,7 @@ def check_onnxruntime() -> list[Item]:
         found = onnxruntime_clash() or ", ".join(f"{n} {v}" for n, v in installed.items())
         found = f"{found or 'no distribution'}; fails to load: {error}"
         return [Item(name, "problem", found, reinstall_onnxruntime(for_gpu=for_gpu))]
-    return [_library(installed, facts), check_device("cpu"), _cuda(facts["providers"])]
+    return [_library(installed, facts), _cpu(), _cuda(facts["providers"])]
 
 
 def _library(installed: dict[str, str], facts: dict[str, Any]) -> Item:
@@ -204,28 +210,35 @@ def _library(installed: dict[str, str], facts: dict[str, Any]) -> Item:
     return _too_old(distributed, version) or Item(name, "ok", f"{version} ({distributed})")
 
 
-def check_device(device: Literal["cpu", "cuda"]) -> Item:
-    """Whether ONNX Runtime computes on a device; being listed does not mean that it runs."""
-    name = f"onnxruntime, {device}"
+def _cpu() -> Item:
+    name = "onnxruntime, cpu"
     try:
-        facts = ask(f"DEVICE = {device!r}\n{PRODUCT_PROBE}")
+        return Item(name, "ok", f"runs: {_engine_on('cpu')}")
     except ProbeError as error:
         mend = reinstall_onnxruntime(for_gpu=has_nvidia_tools())
         return Item(name, "problem", f"does not run: {error}", mend)
-    return Item(name, "ok", f"runs: {facts['engine']}")
 
 
 def _cuda(providers: list[str]) -> Item:
-    for_gpu, name = reinstall_onnxruntime(for_gpu=True), "onnxruntime, cuda"
+    """Being listed does not mean that it runs."""
+    name, mend = "onnxruntime, cuda", reinstall_onnxruntime(for_gpu=True)
     if "CUDAExecutionProvider" not in providers:
         found = f"not in this ONNX Runtime ({', '.join(providers)})"
-        return Item(name, "note", found, f"{for_gpu} (only with an NVIDIA GPU)")
-    item = check_device("cuda")
-    if item.state == "ok":
-        return item
-    state: State = "problem" if has_nvidia_tools() else "note"
-    advice = "nvidia-smi, and ldconfig -p | grep -E 'cublas|cudnn', show what is missing"
-    return Item(name, state, f"listed, but {item.found}", advice)
+        return Item(name, "note", found, f"{mend} (only with an NVIDIA GPU)")
+    try:
+        return Item(name, "ok", f"runs: {_engine_on('cuda')}")
+    except ProbeError as error:
+        # Which library it could not load, it says in its log only.
+        missing = re.search(r"with error: (.+)", error.log)
+        found = f"listed, but does not run: {missing[1].strip() if missing else error}"
+        state: State = "problem" if has_nvidia_tools() else "note"
+        advice = "check the driver with nvidia-smi, and that CUDA and cuDNN are on the library path"
+        return Item(name, state, found, advice)
+
+
+def _engine_on(device: Literal["cpu", "cuda"]) -> str:
+    """What computed a small product on a device; raises ProbeError where nothing can."""
+    return str(ask(f"DEVICE = {device!r}\n{PRODUCT_PROBE}")["engine"])
 
 
 def check_torch() -> list[Item]:
@@ -252,7 +265,7 @@ def check_torchvision() -> list[Item]:
     if item.state == "note":
         is_for_cpus = "+cpu" in (installed_version("torch") or "")
         index = f" --index-url {CPU_INDEX}" if is_for_cpus else ""
-        item = replace(item, advice=f"{item.advice}{index}")
+        item = replace(item, advice=f"pip install --force-reinstall torch torchvision{index}")
     return [item]
 
 

@@ -32,10 +32,15 @@ os._exit(0)  # what libraries do when Python ends is no part of the answer
 
 
 class ProbeError(Exception):
-    """What became of a program, in one line."""
+    """What became of a program, in one line.
 
-    def __init__(self, text: str) -> None:
+    Attributes:
+        log: what it wrote on standard error.
+    """
+
+    def __init__(self, text: str, log: str = "") -> None:
         super().__init__(" ".join(text.split())[:LONGEST_ERROR])
+        self.log = log
 
 
 def output_of(command: Sequence[str]) -> str:
@@ -46,7 +51,7 @@ def output_of(command: Sequence[str]) -> str:
     """
     status, output, errors = _run(command, os.environ)
     if status:
-        raise ProbeError(_ending(status, errors or output))
+        raise ProbeError(_ending(status, errors or output), errors)
     return output
 
 
@@ -63,10 +68,10 @@ def ask(code: str) -> dict[str, Any]:
     status, output, errors = _run(command, os.environ | {"PYTHONPATH": path})
     _, has_answered, text = output.rpartition(MARK)
     if not has_answered:
-        raise ProbeError(_ending(status, errors))
+        raise ProbeError(_ending(status, errors), errors)
     answer: dict[str, Any] = json.loads(text)
     if "error" in answer:
-        raise ProbeError(answer["error"])
+        raise ProbeError(answer["error"], errors)
     return answer
 
 

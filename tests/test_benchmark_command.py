@@ -20,7 +20,7 @@ from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import DatasetError
 from lipdeploy.exporters.export import ExportOptions, export_model
 from lipdeploy.measuring import Latency, compare_answers, interleave, largest_difference
-from lipdeploy.report.benchmark import Measured, tell_unanswered, write_rows
+from lipdeploy.report.benchmark import Measured, tell_unanswered, write_rows, write_times
 from lipdeploy.runtimes import Array, Pixels
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
@@ -111,6 +111,17 @@ def test_the_tables_have_a_line_each(run_cli: Cli, engines: Path, images: Path) 
     assert "certified at 36/255" in output
     assert re.search(r"quantiles of at least \d+ calls each", errors)
     assert "answers to 24 images of" in errors
+
+
+def test_why_an_engine_runs_elsewhere_is_a_remark(
+    engines: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = turned(engines / "model.onnx")
+    made.runtime.description = "reversed 1.0, float32, cpu (no usable GPU)"
+    write_times([Measured(made, [measuring.Timed(1, *[Latency.of([0.5, 0.25])] * 2)])])
+    output, errors = capsys.readouterr()
+    assert re.search(r"reversed 1.0, float32, cpu +\d", output)
+    assert "model.onnx: reversed 1.0, float32, cpu (no usable GPU)\n" in errors
 
 
 def test_the_reference_is_a_runtime_like_others(run_cli: Cli, engines: Path) -> None:

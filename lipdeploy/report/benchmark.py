@@ -104,12 +104,16 @@ def write_times(engines: Sequence[Measured]) -> None:
         ">images/s",
     )
     for engine in engines:
+        description = engine.predictor.runtime.description
+        runtime, remark, _ = description.partition(" (")
+        if remark:
+            print_note(f"{engine.predictor.model}: {description}")
         for timed in engine.times:
             run, certified = timed.engine, timed.certified
             table.add_row(
                 cell(engine.predictor.model),
                 engine.predictor.format,
-                cell(engine.predictor.runtime.description),
+                cell(runtime),
                 f"{engine.predictor.size / 1e6:.2f}",
                 str(timed.batch),
                 _ms(run.p50),

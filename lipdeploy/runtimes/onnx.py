@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
-from lipdeploy.versions import has_nvidia_tools, onnxruntime_clash, reinstall_onnxruntime
+from lipdeploy.versions import (
+    has_nvidia_tools,
+    installed_onnxruntimes,
+    onnxruntime_clash,
+    reinstall_onnxruntime,
+)
 
 Device = Literal["auto", "cpu", "cuda"]
 DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
@@ -165,7 +170,9 @@ def _why_no_library(device: Device, error: Exception) -> str:
     mend = reinstall_onnxruntime(for_gpu=for_gpu)
     if clash := onnxruntime_clash():
         return f"ONNX Runtime cannot be imported: {clash}; {mend}"
-    if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+    is_missing = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
+    is_left_over = isinstance(error, AttributeError) and not installed_onnxruntimes()
+    if is_missing or is_left_over:
         return (
             "ONNX Runtime is not installed; pip install 'lipdeploy[onnx]' (CPU) or "
             "'lipdeploy[gpu]' (CUDA)"
