@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +46,7 @@ from lipdeploy.runtimes.choice import open_runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
+from lipdeploy.versions import installed_version
 
 WeightsType = Literal["float16", "float32"]
 WEIGHTS_TYPES: tuple[WeightsType, ...] = ("float16", "float32")
@@ -339,7 +339,9 @@ def _source(model: TrainedModel, options: ExportOptions) -> dict[str, object]:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("lipdeploy", "numpy", "onnx", "onnxruntime")}
+    names = ("lipdeploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
+    found = {name: installed_version(name) for name in names}
+    return {name: version for name, version in found.items() if version is not None}
 
 
 class _Stopwatch:
