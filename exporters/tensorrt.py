@@ -124,6 +124,7 @@ def _run_builder(
     ended = subprocess.run(
         [sys.executable, "-P", "-c", code, folder],
         env=os.environ | {"PYTHONHASHSEED": "0"},
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         check=False,
     )

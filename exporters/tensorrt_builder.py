@@ -101,11 +101,11 @@ def check_network(network: Any) -> None:  # noqa: ANN401
 
 
 def _check_types(layer: Any) -> None:  # noqa: ANN401
-    """Raise ExportError for a layer that computes in anything but float32 or whole numbers."""
+    """Raise ExportError for a layer that computes in anything but float32 or whole numbers.
+
+    In a strongly typed network a layer computes in the types of its values.
+    """
     found = {layer.get_output_type(i).name for i in range(layer.num_outputs)}
-    # Only weakly typed networks have precisions, and only TensorRT 10 has those.
-    if getattr(layer, "precision_is_set", False):
-        found.add(layer.precision.name)
     if not found <= set(TYPES):
         raise ExportError(
             f"layer {layer.name!r} ({layer.type.name}) computes in {', '.join(sorted(found))}; "
