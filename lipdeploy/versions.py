@@ -18,6 +18,8 @@ PACKAGES = (
     "torch",
     "torchvision",
     "tensorrt",
+    "tensorrt-rtx-cu13",
+    "cuda-python",
     "openvino",
 )
 

@@ -75,7 +75,7 @@ def test_torch_stays_where_training_is(source: Path) -> None:
 
 
 def test_engines_stay_in_their_own_files(source: Path) -> None:
-    engines = {"onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "openvino"}
+    engines = {"onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "cuda", "openvino"}
     homes = {
         "lipdeploy.exporters.onnx",
         "lipdeploy.exporters.onnx_file",
@@ -86,14 +86,22 @@ def test_engines_stay_in_their_own_files(source: Path) -> None:
         "lipdeploy.exporters.onnx_shapes",
         "lipdeploy.exporters.openvino",
         "lipdeploy.exporters.verify",
+        "lipdeploy.runtimes.cuda",
         "lipdeploy.runtimes.onnx",
         "lipdeploy.runtimes.openvino",
         "lipdeploy.runtimes.torch_graph",
         "lipdeploy.runtimes.torch_nodes",
+        "lipdeploy.runtimes.tensorrt",
     }
     users = {name for name, path in modules(source).items() if engines & tops(path)}
     assert users == homes
-    assert engines & tops(modules(source)["lipdeploy.runtimes.onnx"]) == {"onnxruntime"}
+    libraries = {
+        "onnx": {"onnxruntime"},
+        "tensorrt": {"tensorrt", "tensorrt_rtx"},
+        "cuda": {"cuda"},
+    }
+    for name, expected in libraries.items():
+        assert engines & tops(modules(source)[f"lipdeploy.runtimes.{name}"]) == expected
 
 
 def test_training_knows_no_exporter_and_no_runtime(source: Path) -> None:
