@@ -228,7 +228,6 @@ def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
         )
         return
     (data,) = engine.built.files.values()
-    _, _, most = engine.built.record.settings["profile"]
     write_triton(
         engine,
         folder,
@@ -236,7 +235,7 @@ def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
         platform="tensorrt_plan",
         file=data,
         file_name="model.plan",
-        max_batch=most,
+        max_batch=engine.built.record.settings["profile"]["most"],
     )
 
 
@@ -268,9 +267,13 @@ def _built(engine: Engine, output: Path, options: ExportOptions) -> Engine:
     from lipdeploy.exporters.tensorrt import Profile, build_tensorrt
 
     profile = Profile(1, options.batch, options.max_batch)
-    build = build_tensorrt(engine.prepared, profile, is_portable=options.portable)
-    settings = {**build.settings, "profile": [profile.least, profile.best, profile.most]}
-    return with_built(engine, output, {output.suffix: build.data}, build.versions, settings)
+    build = build_tensorrt(
+        engine.prepared,
+        profile,
+        precision=engine.manifest.arithmetic,
+        is_portable=options.portable,
+    )
+    return with_built(engine, output, {output.suffix: build.data}, build.versions, build.settings)
 
 
 def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:

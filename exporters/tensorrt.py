@@ -63,7 +63,11 @@ class TensorRtBuild:
 
 
 def build_tensorrt(
-    onnx_bytes: bytes, profile: Profile, *, is_portable: bool = False
+    onnx_bytes: bytes,
+    profile: Profile,
+    *,
+    precision: str = "float32",
+    is_portable: bool = False,
 ) -> TensorRtBuild:
     """Build an engine with TensorRT, or else with TensorRT for RTX, whichever is installed.
 
@@ -73,6 +77,7 @@ def build_tensorrt(
     Args:
         onnx_bytes: `lipdeploy.artifact.Engine.prepared`.
         profile: batch sizes that it takes.
+        precision: arithmetic of the model's linear layers, see `lipdeploy.rounding.ARITHMETICS`.
         is_portable: whether it should run on other GPUs and later versions, where the package can
             do that; it may be slower.
 
@@ -88,6 +93,7 @@ def build_tensorrt(
     settings = {
         "package": package,
         "profile": asdict(profile),
+        "precision": precision,
         "portable": is_portable,
         "gpu": None if gpu is None else asdict(gpu),
     }

@@ -18,6 +18,9 @@ MODEL, SETTINGS, ENGINE, ANSWER = "model.onnx", "settings.json", "engine", "answ
 TYPES = ("FLOAT", "INT32", "INT64", "BOOL")
 """What values of a network may be: numbers in float32, indices and conditions."""
 
+HALVES = {"float16": "HALF", "bfloat16": "BF16"}
+"""And by the precision that was asked for."""
+
 
 def main(folder: str) -> None:
     """Build the engine that the files of a folder describe, and write it there."""
@@ -50,9 +53,9 @@ def build_here(onnx_bytes: bytes, asked: Mapping[str, Any]) -> tuple[bytes, dict
     version, log = str(library.__version__), message_log(library)
     builder = library.Builder(log)
     network = _parsed(package, library, builder, onnx_bytes)
-    check_network(network)
+    check_network(network, asked["precision"])
     config = builder.create_builder_config()
-    _forbid_tf32(library, config)
+    _set_tf32(library, config, is_wanted=asked["precision"] == "tf32")
     compatibility = _compatibility(package, library, config, asked["portable"])
     config.add_optimization_profile(_shapes(builder, network, asked["profile"]))
     with _timings(config, f"{package} {version}", asked["gpu"]):
@@ -80,8 +83,12 @@ def _parsed(package: str, library: Any, builder: Any, onnx_bytes: bytes) -> Any:
     return network
 
 
-def check_network(network: Any) -> None:  # noqa: ANN401
-    """Raise ExportError unless a network is float32 from pixels to features, logits, radius."""
+def check_network(network: Any, precision: str = "float32") -> None:  # noqa: ANN401
+    """Raise ExportError unless a network goes from pixels to features, logits and radius.
+
+    These are float32; between them there may be numbers of the precision that was asked for, too.
+    """
+    types = {*TYPES, HALVES.get(precision, "FLOAT")}
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     outputs = [network.get_output(i) for i in range(network.num_outputs)]
     names = [tensor.name for tensor in inputs], [tensor.name for tensor in outputs]
@@ -97,26 +104,29 @@ def check_network(network: Any) -> None:  # noqa: ANN401
                 "batches of any size"
             )
     for index in range(network.num_layers):
-        _check_types(network.get_layer(index))
+        _check_types(network.get_layer(index), types)
 
 
-def _check_types(layer: Any) -> None:  # noqa: ANN401
-    """Raise ExportError for a layer that computes in anything but float32 or whole numbers.
+def _check_types(layer: Any, types: set[str]) -> None:  # noqa: ANN401
+    """Raise ExportError for a layer that computes in other types.
 
     In a strongly typed network a layer computes in the types of its values.
     """
     found = {layer.get_output_type(i).name for i in range(layer.num_outputs)}
-    if not found <= set(TYPES):
+    if not found <= types:
         raise ExportError(
             f"layer {layer.name!r} ({layer.type.name}) computes in {', '.join(sorted(found))}; "
-            f"expected {', '.join(TYPES)}"
+            f"expected {', '.join(sorted(types))}"
         )
 
 
-def _forbid_tf32(library: Any, config: Any) -> None:  # noqa: ANN401
-    """TF32 is on by default, and would cut factors to 11 bits."""
+def _set_tf32(library: Any, config: Any, *, is_wanted: bool) -> None:  # noqa: ANN401
+    """TF32 is on by default, and cuts factors to 11 bits."""
     flag = getattr(library.BuilderFlag, "TF32", None)
     if flag is None:
+        return
+    if is_wanted:
+        config.set_flag(flag)
         return
     config.clear_flag(flag)
     if config.get_flag(flag):

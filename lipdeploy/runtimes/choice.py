@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from lipdeploy.artifact import Engine
 from lipdeploy.choices import check_choice
-from lipdeploy.errors import UsageError
+from lipdeploy.errors import EngineError, UsageError
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
@@ -75,5 +75,10 @@ def open_runtime(
 
     (data,) = built.files.values()
     settings = built.record.settings
-    least, best, most = (int(size) for size in settings["profile"])
+    try:
+        least, best, most = (int(settings["profile"][name]) for name in ("least", "best", "most"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise EngineError(
+            f"{engine.name}: the record has no batch sizes; type '{built.rebuild}'"
+        ) from error
     return TensorRtRuntime(data, settings, (least, best, most), built.rebuild)

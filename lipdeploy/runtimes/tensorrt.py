@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from lipdeploy.errors import EngineError
+from lipdeploy.rounding import ARITHMETICS
 from lipdeploy.runtimes import Array, Pixels
 from lipdeploy.runtimes.cuda import Gpu, Mirror, Stream, find_gpu
 
@@ -40,6 +41,7 @@ class Requirements:
         version: of the package, when it was built.
         is_version_compatible: whether later versions of the same major one run it, too.
         hardware: which GPUs run it.
+        precision: arithmetic of its linear layers.
         gpu: the one it was built on; None if it was built without.
     """
 
@@ -47,6 +49,7 @@ class Requirements:
     version: str
     is_version_compatible: bool
     hardware: Hardware
+    precision: str
     gpu: Gpu | None
 
     @classmethod
@@ -59,8 +62,11 @@ class Requirements:
                 settings["version"],
                 settings["version_compatible"],
                 settings["hardware"],
+                settings["precision"],
                 gpu,
             )
+            if needed.precision not in ARITHMETICS:
+                raise ValueError(f"{needed.precision!r}")
             if needed.package not in EXTRAS or needed.hardware not in get_args(Hardware):
                 raise ValueError(f"{needed.package!r}, {needed.hardware!r}")
             if not _numbers(needed.version) or (gpu and not _numbers(gpu.compute_capability)):
@@ -105,7 +111,7 @@ class Requirements:
 class TensorRtRuntime:
     """An engine on the GPU, called through CUDA graphs.
 
-    It computes in float32 without TF32, but merges and rearranges operations as the library likes:
+    It computes in the types of its graph, without TF32 unless that was asked for, but merges and rearranges operations as the library likes:
     what runs is not the graph that bounds of rounding were proven for.
 
     Args:
@@ -120,13 +126,13 @@ class TensorRtRuntime:
             version, or cannot be loaded.
     """
 
-    arithmetic = "float32"
     runs_graph: bool = False
 
     def __init__(
         self, data: bytes, settings: Mapping[str, Any], profile: tuple[int, int, int], rebuild: str
     ) -> None:
         needed = Requirements.of_settings(settings, rebuild)
+        self.arithmetic = needed.precision
         library = find_library(needed.package)
         if library is None:
             raise EngineError(
