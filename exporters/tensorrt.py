@@ -18,6 +18,13 @@ from lipdeploy.exporters.tensorrt_builder import ANSWER, ENGINE, MODEL, SETTINGS
 from lipdeploy.runtimes.cuda import Gpu, find_gpu
 from lipdeploy.runtimes.tensorrt import EXTRAS, find_library
 
+BUILD = "import sys; from lipdeploy.exporters.tensorrt_builder import main; main(sys.argv[1])"
+FIX_ADDRESSES = """import ctypes, os, sys
+ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE, kept by what is run next
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Programs: one that builds, and one that runs another with memory at the same addresses."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -71,8 +78,9 @@ def build_tensorrt(
 ) -> TensorRtBuild:
     """Build an engine with TensorRT, or else with TensorRT for RTX, whichever is installed.
 
-    A process of its own builds: what TensorRT for RTX writes depends on the addresses of its
-    objects, so that in one process the same engine would be other bytes each time.
+    A process of its own builds: the order in which TensorRT for RTX writes things depends on their
+    addresses in memory. So the same engine is the same bytes where the system, as Linux does
+    outside of most containers, can give every process the same addresses.
 
     Args:
         onnx_bytes: `lipdeploy.artifact.Engine.prepared`.
@@ -126,9 +134,10 @@ def _run_builder(
     """What the builder answers, and the engine; the folder is where it reads and writes."""
     (folder / MODEL).write_bytes(onnx_bytes)
     (folder / SETTINGS).write_text(json.dumps(settings))
-    code = "import sys; from lipdeploy.exporters.tensorrt_builder import main; main(sys.argv[1])"
+    python = [sys.executable, "-P", "-c"]
+    start = [*python, FIX_ADDRESSES] if sys.platform == "linux" else []
     ended = subprocess.run(
-        [sys.executable, "-P", "-c", code, folder],
+        [*start, *python, BUILD, folder],
         env=os.environ | {"PYTHONHASHSEED": "0"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
