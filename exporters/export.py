@@ -148,6 +148,7 @@ class Exported:
         checked: what ran in that comparison.
         program_cost: what the statement *program* takes of a radius for rounding of the features,
             in units of 1/255, at most, on the inputs of the comparison.
+        rewrites: the library that runs it, where that is not ONNX Runtime; else empty.
         plan: how each layer is evaluated, and what that costs; empty where an engine was rebuilt.
         seconds: time of each stage; "exponentials" is that of all layers, almost only exponentials,
             "freeze" the rest of freezing.
@@ -159,6 +160,7 @@ class Exported:
     parity: Parity
     checked: str
     program_cost: float
+    rewrites: str
     plan: tuple[PlannedLayer, ...]
     seconds: dict[str, float]
 
@@ -211,8 +213,17 @@ def export_model(
     distances = distances_upper(pixels.astype(np.float64), engine.network.centre)
     errors = engine.manifest.engine_errors.features(distances)
     cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
-    shown, description = engine.manifest, checked.description
-    return Exported(output, files, shown, parity, description, cost, plan, clock.seconds)
+    return Exported(
+        path=output,
+        files=files,
+        manifest=engine.manifest,
+        parity=parity,
+        checked=checked.description,
+        program_cost=cost,
+        rewrites=engine.built.record.kind if engine.built else "",
+        plan=plan,
+        seconds=clock.seconds,
+    )
 
 
 def _write_triton(engine: Engine, output: Path, folder: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -427,3 +428,48 @@ def test_bound_memory_gives_the_same_numbers(engine: Engine) -> None:
         runtime.outputs(names, pixels), runtime.bound_outputs(names, pixels), strict=True
     ):
         assert np.array_equal(a, b)
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'lipdeploy[trt-rtx]'")
+def test_a_tensorrt_engine_is_a_family_too(model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    path = tmp_path / "model.engine"
+    arguments = ("--engine", "tensorrt", "--output", path, "--triton", tmp_path / "models")
+    status, out, err = run_cli("export", model, *arguments)
+    assert status == 0, err
+    assert "onnxruntime" in out + err  # what the check ran on
+    read = read_engine(path)
+    assert read.built.record.kind == "tensorrt"
+    assert read.built.record.settings["profile"] == {"least": 1, "best": 64, "most": 256}
+    assert (tmp_path / "models" / "model" / "1" / "model.plan").read_bytes() == path.read_bytes()
+    status, out, err = run_cli("verify", path)
+    assert status == 0, out
+    assert "not checked" in out
+    again = tmp_path / "again.engine"
+    status, _, err = run_cli(
+        "export", onnx_beside(path), "--engine", "trt", "--output", again, "--batch", "8"
+    )
+    assert status == 0, err
+    assert read_engine(again).built.record.settings["profile"]["best"] == 8
+    with Predictor(path, runtime="onnxruntime") as predictor:
+        assert predictor.guarantee == "program"
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'lipdeploy[trt-rtx]'")
+def test_a_tensorrt_engine_without_a_gpu_says_so(model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    from lipdeploy.runtimes.cuda import find_gpu
+
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU")
+    path = tmp_path / "model.engine"
+    export_model(model, path, ExportOptions(engine="trt"))
+    status, out, err = run_cli("predict", path.with_name("x.png"), "--model", path)
+    assert status == 1
+    assert not out
+    assert "NVIDIA GPUs" in err
+    assert "lipdeploy export" in err
+    settings = json.loads(record_beside(path).read_text())
+    settings["settings"]["profile"] = 3
+    record_beside(path).write_text(json.dumps(settings))
+    status, _, err = run_cli("predict", path.with_name("x.png"), "--model", path)
+    assert status == 1
+    assert "the record has no batch sizes" in err

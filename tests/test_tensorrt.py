@@ -22,7 +22,7 @@ from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET
 from lipdeploy.exporters.plan import FormChoice, candidates
 from lipdeploy.exporters.tensorrt import Profile, TensorRtBuild, build_tensorrt
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.rounding import FLOAT32, Accumulation, Rounding
+from lipdeploy.rounding import ARITHMETICS, FLOAT32, Accumulation, Rounding
 from lipdeploy.runtimes.cuda import Gpu, checked, cuda_api, find_gpu
 from lipdeploy.runtimes.tensorrt import Requirements, TensorRtRuntime, padded, pieces
 
@@ -49,6 +49,7 @@ SETTINGS = {
     "version": "10.13.3.9",
     "version_compatible": False,
     "hardware": "same-gpu",
+    "precision": "float32",
     "gpu": asdict(ADA),
 }
 
@@ -154,9 +155,24 @@ def test_settings_are_plain_values_that_say_what_the_engine_needs(build: TensorR
 def test_tf32_is_on_where_nobody_switches_it_off(
     data: bytes, build: TensorRtBuild, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tensorrt_builder, "_forbid_tf32", lambda *_: None)
+    monkeypatch.setattr(tensorrt_builder, "_set_tf32", lambda *_, **__: None)
     _, answer = tensorrt_builder.build_here(data, build.settings)
     assert "TF32" in answer["settings"]["flags"]
+
+
+@builds
+@pytest.mark.parametrize("precision", ["tf32", "float16", "bfloat16"])
+def test_every_precision_is_built(precision: str) -> None:
+    network = frozen(8, "auto", "lln", "circular", 1).rounded_to(ARITHMETICS[precision])
+    rounding = Rounding.of_graph(ARITHMETICS[precision], "blocked")
+    manifest = make_manifest(network, tuple("abc"), {"size": 8}, {}, {}, rounding)
+    data = bytes(build_model(network, manifest, prepared=True).SerializeToString())
+    build = build_tensorrt(data, PROFILE, precision=precision)
+    assert build.settings["precision"] == precision
+    assert ("TF32" in build.settings["flags"]) == (precision == "tf32")
+    if precision != "tf32":
+        with pytest.raises(ExportError, match="computes in"):
+            build_tensorrt(data, PROFILE)
 
 
 @builds

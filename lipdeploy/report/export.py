@@ -44,6 +44,11 @@ def export_summary(exported: "Exported") -> None:
         f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
         "on these inputs"
     )
+    if exported.rewrites:
+        print_hint(
+            f"  runtime    {exported.rewrites} rewrites the graph, so 'lipdeploy predict' offers "
+            "network there: each answer is compared with float64"
+        )
     if exported.plan and not is_quiet():
         print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
         print_table(_plan_table(exported.plan, exported.files[exported.path]))

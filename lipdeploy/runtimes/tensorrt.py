@@ -111,8 +111,9 @@ class Requirements:
 class TensorRtRuntime:
     """An engine on the GPU, called through CUDA graphs.
 
-    It computes in the types of its graph, without TF32 unless that was asked for, but merges and rearranges operations as the library likes:
-    what runs is not the graph that bounds of rounding were proven for.
+    It computes in the types of its graph, without TF32 unless that was asked for, but merges and
+    rearranges operations as the library likes: what runs is not the graph that bounds of rounding
+    were proven for.
 
     Args:
         data: the engine. It is native code and will be executed: the caller has already compared

@@ -3,7 +3,7 @@
 For machines without ONNX Runtime, and as a reference that shares nothing with it but the bytes.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class TorchRuntime:
         EngineError: if torch is missing, or cannot run the graph on the device.
     """
 
-    runs_graph: ClassVar[bool] = True
+    runs_graph = True
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ Operation = Callable[..., Any]
 """From the inputs of a node to its output, or to all of them where they are a tuple."""
 
 
-TYPES = {
+TYPES: dict[int, torch.dtype] = {
     TensorProto.FLOAT: torch.float32,
     TensorProto.FLOAT16: torch.float16,
     TensorProto.BFLOAT16: torch.bfloat16,
