@@ -13,7 +13,7 @@ from lipdeploy.artifact import PRECISIONS, Engine, Manifest, make_manifest
 from lipdeploy.canary import canary_difference
 from lipdeploy.choices import check_choice
 from lipdeploy.engine_error import distances_upper
-from lipdeploy.errors import EngineError, UsageError
+from lipdeploy.errors import EngineError, ExportError, UsageError
 from lipdeploy.exporters.engine_file import read_engine, with_built, write_engine
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
@@ -238,6 +238,11 @@ def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
             file_name="model.onnx",
         )
         return
+    if engine.built.record.settings["package"] != "tensorrt":
+        raise ExportError(
+            "--triton: Triton loads plans of TensorRT, and this is an engine of TensorRT for RTX; "
+            "pip install 'lipdeploy[trt]' on the GPU of the server, or use --engine onnx"
+        )
     (data,) = engine.built.files.values()
     write_triton(
         engine,

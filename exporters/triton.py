@@ -19,19 +19,13 @@ from lipdeploy.errors import ExportError, OutputError, UsageError
 from lipdeploy.files import make_writable_folder, not_writable, write_atomically
 from lipdeploy.mlp_head import MlpHead
 
-Platform = Literal["onnxruntime_onnx", "tensorrt_plan", "openvino"]
+Platform = Literal["onnxruntime_onnx", "tensorrt_plan"]
 
 CONFIG, LABELS, VERSION = "config.pbtxt", "labels.txt", "1"
 MARK = "# Written by lipdeploy, which replaces this folder as a whole."
 """First line of a configuration that may be replaced."""
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
-BACKENDS: dict[Platform, str] = {
-    "onnxruntime_onnx": 'platform: "onnxruntime_onnx"',
-    "tensorrt_plan": 'platform: "tensorrt_plan"',
-    "openvino": 'backend: "openvino"',
-}
 
 # Of that backend's graph levels -1 means basic optimisations and 2 none. use_tf32 is an option of
 # the CUDA provider and counts where an instance is on a GPU.
@@ -47,10 +41,6 @@ optimization {
 }
 """,
     "tensorrt_plan": "",
-    # That backend fixes the batch to max_batch_size and refuses smaller ones unless it fills them.
-    "openvino": """\
-parameters { key: "ENABLE_BATCH_PADDING" value { string_value: "YES" } }
-""",
 }
 
 NOTES: dict[Platform, str] = {
@@ -61,10 +51,6 @@ settings yet must not be used: level 2 is of 2023, the accelerator "cuda" of Jun
     "tensorrt_plan": """\
 TensorRT makes a program of its own from the graph, so the first line holds only as far as that
 program keeps it: float32, without TF32. Nothing checks that on the server.""",
-    "openvino": """\
-OpenVINO makes a program of its own from the graph, so the first line holds only as far as that
-program keeps it. This backend has no setting for float32, and OpenVINO computes in bfloat16 on CPUs
-that have it: the radius is NOT guaranteed there. Nothing checks that on the server.""",
 }
 
 ORDER_NOTE = (
@@ -81,7 +67,6 @@ def write_triton(
     file: bytes,
     file_name: str,
     max_batch: int = 256,
-    beside: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write an engine into a model repository.
 
@@ -94,9 +79,8 @@ def write_triton(
         name: of the model, and of its folder.
         platform: which backend loads it.
         file: what it loads; for ONNX Runtime the bytes of the engine, best the prepared ones.
-        file_name: its name, such as "model.onnx", "model.plan" or "model.xml".
+        file_name: its name, such as "model.onnx" or "model.plan".
         max_batch: images that the server may put into one batch.
-        beside: more files that it needs, by name, such as "model.bin" beside "model.xml".
 
     Returns:
         The model's folder.
@@ -106,7 +90,7 @@ def write_triton(
         ExportError: if the bytes for ONNX Runtime are not those of the engine.
         OutputError: if it cannot be written, or there is something that lipdeploy did not write.
     """
-    files = {file_name: file, **(beside or {})}
+    files = {file_name: file}
     _check(engine, name, platform, files, max_batch)
     make_writable_folder(folder)
     target = folder / name
@@ -138,7 +122,7 @@ def config_text(
 {MARK}
 {_comment(engine, platform)}
 name: "{name}"
-{BACKENDS[platform]}
+platform: "{platform}"
 default_model_filename: "{file_name}"
 max_batch_size: {max_batch}
 input [

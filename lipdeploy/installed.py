@@ -84,14 +84,17 @@ TORCHVISION = Package(
     "downloading CIFAR only",
     if_broken="note",
 )
-TENSORRT = Package("tensorrt", "tensorrt", "tensorrt", "engines of TensorRT only")
+TENSORRT = Package("tensorrt", "tensorrt", "'lipdeploy[trt]'", "engines of TensorRT only")
 TENSORRT_RTX = Package(
-    "tensorrt-rtx", "tensorrt_rtx", "tensorrt-rtx", "engines of TensorRT-RTX only"
+    "tensorrt-rtx-cu13",
+    "tensorrt_rtx",
+    "'lipdeploy[trt-rtx]'",
+    "engines of TensorRT for RTX only",
 )
 OPENVINO = Package(
     "openvino",
     "openvino",
-    "openvino",
+    "'lipdeploy[openvino]'",
     "engines of OpenVINO only",
     "answer['devices'] = list(module.Core().available_devices)",
 )

@@ -90,7 +90,9 @@ def test_a_whole_environment_has_no_problem(run_cli: Cli) -> None:
     (summary,) = [json.loads(line) for line in output.splitlines()]
     assert (status, summary["problems"], errors) == (0, [], "")
     items = {item["name"]: item for item in summary["items"]}
-    expected = "python lipdeploy numpy pillow onnx torch torchvision tensorrt tensorrt-rtx openvino"
+    expected = (
+        "python lipdeploy numpy pillow onnx torch torchvision tensorrt tensorrt-rtx-cu13 openvino"
+    )
     assert set(expected.split()) < set(items)
     assert {"gpu", "matplotlib", "runs", "cache", "machine", "bundled model"} < set(items)
     for name in ("numpy", "pillow", "onnx", "matplotlib"):

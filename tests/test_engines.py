@@ -433,14 +433,17 @@ def test_bound_memory_gives_the_same_numbers(engine: Engine) -> None:
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'lipdeploy[trt-rtx]'")
 def test_a_tensorrt_engine_is_a_family_too(model: Path, tmp_path: Path, run_cli: Cli) -> None:
     path = tmp_path / "model.engine"
-    arguments = ("--engine", "tensorrt", "--output", path, "--triton", tmp_path / "models")
+    arguments = ("--engine", "tensorrt", "--output", path)
     status, out, err = run_cli("export", model, *arguments)
     assert status == 0, err
     assert "onnxruntime" in out + err  # what the check ran on
     read = read_engine(path)
     assert read.built.record.kind == "tensorrt"
     assert read.built.record.settings["profile"] == {"least": 1, "best": 64, "most": 256}
-    assert (tmp_path / "models" / "model" / "1" / "model.plan").read_bytes() == path.read_bytes()
+    if read.built.record.settings["package"] == "tensorrt_rtx":
+        status, _, err = run_cli("export", model, *arguments, "--triton", tmp_path / "models")
+        assert status == 1
+        assert "Triton loads plans of TensorRT" in err
     status, out, err = run_cli("verify", path)
     assert status == 0, out
     assert "not checked" in out
@@ -473,3 +476,15 @@ def test_a_tensorrt_engine_without_a_gpu_says_so(model: Path, tmp_path: Path, ru
     status, _, err = run_cli("predict", path.with_name("x.png"), "--model", path)
     assert status == 1
     assert "the record has no batch sizes" in err
+
+
+def test_a_model_for_triton_is_what_predict_runs(model: Path, tmp_path: Path, run_cli: Cli) -> None:
+    path = tmp_path / "ants.onnx"
+    status, out, err = run_cli("export", model, "-o", path, "--triton", tmp_path / "models")
+    assert status == 0, err
+    served = tmp_path / "models" / "ants" / "1" / "model.onnx"
+    assert str(served.parents[1]) in out
+    assert served.read_bytes() == read_engine(path).prepared
+    status, _, err = run_cli("export", model, "--engine", "openvino", "--triton", tmp_path)
+    assert status == 2
+    assert "cannot hold OpenVINO to float32" in err

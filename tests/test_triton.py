@@ -22,7 +22,6 @@ CLASSES = ("ant", 'b"ee', "c: öw")
 FILES: dict[Platform, str] = {
     "onnxruntime_onnx": "model.onnx",
     "tensorrt_plan": "model.plan",
-    "openvino": "model.xml",
 }
 TYPE_FP32 = 11
 
@@ -147,8 +146,7 @@ def test_a_repository_holds_the_model_its_labels_and_its_configuration(
     assert found == {f"models/ants/{name}" for name in names}
     assert (folder / "labels.txt").read_text().splitlines() == list(CLASSES)
     config = parsed(folder)
-    backend = (config.platform, config.backend)
-    assert backend == (("", platform) if platform == "openvino" else (platform, ""))
+    assert (config.platform, config.backend) == (platform, "")
     assert (config.name, config.max_batch_size) == ("ants", 256)
     assert config.default_model_filename == FILES[platform]
     assert config.HasField("dynamic_batching")
@@ -192,8 +190,6 @@ def test_the_published_schema_takes_the_configuration(
     )
     assert [output.name for output in config.output] == ["features", "logits", "radius"]
     assert config.optimization.graph.level == (2 if platform == "onnxruntime_onnx" else 0)
-    padding = "YES" if platform == "openvino" else ""
-    assert config.parameters["ENABLE_BATCH_PADDING"].string_value == padding
 
 
 def test_the_part_of_the_schema_that_is_used_is_that_of_the_published_one() -> None:
@@ -217,7 +213,6 @@ def test_the_part_of_the_schema_that_is_used_is_that_of_the_published_one() -> N
         ("onnxruntime_onnx", "same-order", "lln", ["On the server that order is not tested"]),
         ("onnxruntime_onnx", "blocked", "mlp", ["softplus s in the engine is accurate"]),
         ("tensorrt_plan", "blocked", "lln", ["without TF32. Nothing checks that"]),
-        ("openvino", "blocked", "lln", ["the radius is NOT guaranteed there"]),
     ],
 )
 def test_the_configuration_says_what_the_radius_rests_on(
@@ -233,8 +228,8 @@ def test_the_configuration_says_what_the_radius_rests_on(
 
 
 def test_an_older_model_of_ours_is_replaced_as_a_whole(engine: Engine, tmp_path: Path) -> None:
-    write(engine, tmp_path, "openvino", beside={"model.bin": b"weights"})
-    assert (tmp_path / "ants" / "1" / "model.bin").read_bytes() == b"weights"
+    write(engine, tmp_path, "tensorrt_plan")
+    assert [path.name for path in (tmp_path / "ants" / "1").iterdir()] == ["model.plan"]
     write(engine, tmp_path)
     assert [path.name for path in (tmp_path / "ants" / "1").iterdir()] == ["model.onnx"]
     assert [path.name for path in tmp_path.iterdir()] == ["ants"]
@@ -285,7 +280,6 @@ def test_a_model_that_cannot_be_put_in_place_leaves_the_old_one(
         ({"name": ".ants"}, UsageError, "is no name"),
         ({"name": 'an"ts'}, UsageError, "is no name"),
         ({"file_name": "2/model.onnx"}, UsageError, "'2/model.onnx' is no name"),
-        ({"beside": {"../labels.txt": b""}}, UsageError, "'../labels.txt' is no name"),
         ({"max_batch": 0}, UsageError, "batches of 0 images; expected at least 1"),
         ({"file": b"another model"}, ExportError, "not those of the engine"),
     ],
