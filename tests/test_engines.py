@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from helpers import make_network, random_pixels
+from helpers import make_network, random_pixels, write_image_folder
 
 from lipdeploy.artifact import Engine
 from lipdeploy.built import BuildRecord, onnx_beside, read_built, record_beside
@@ -488,3 +488,19 @@ def test_a_model_for_triton_is_what_predict_runs(model: Path, tmp_path: Path, ru
     status, _, err = run_cli("export", model, "--engine", "openvino", "--triton", tmp_path)
     assert status == 2
     assert "cannot hold OpenVINO to float32" in err
+
+
+def test_all_engines_are_compared_on_a_test_set(source: Path, model: Path, tmp_path: Path) -> None:
+    data = write_image_folder(tmp_path / "data", 8)
+    script = source / "benchmarks" / "engines_check.py"
+    ended = subprocess.run(
+        [sys.executable, script, model, data], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert {"onnxruntime, blocked", "openvino", "torch", "numpy, float64"} < set(found)
+    for name, one in found.items():
+        assert one["ok"], name
+        assert 0 <= one["max_difference"] <= one["bound"]
+        assert one["argmax_flips"] == 0
+    assert found["openvino"]["max_difference"] > found["numpy, float64"]["max_difference"]
