@@ -81,6 +81,7 @@ TRAINED ?= samples/model.pt
 # The same for the engines that need an NVIDIA GPU, canary and throughput; builds its own environment.
 gpu-check:
 	rm -rf build/gpu && mkdir -p build && $(PYTHON) -m venv build/gpu
+	. build/gpu/bin/activate && pip install '.[gpu,trt]'
 	build/gpu/bin/pip install --quiet --editable '.[gpu,train]'
 	PYTHONPATH=benchmarks build/gpu/bin/python benchmarks/gpu_check.py $(TRAINED) $(DATA)
 
@@ -110,6 +111,8 @@ install-check:
 	. build/install/bin/activate && PIP_CONSTRAINT=$(CONSTRAINTS) && export PIP_CONSTRAINT \
 	  && pip install '.[onnx,train]'
 	build/install/bin/lipdeploy inspect samples/model.pt
+	. build/install/bin/activate && pip install '.[onnx,openvino]'
+	build/install/bin/lipdeploy predict samples/cat-0000.jpg --certify --runtime openvino
 
 # Gigabytes of CUDA packages and a GPU: pip install '.[gpu,train,cifar]', then hours of training.
 cifar10:

@@ -43,6 +43,7 @@ from lipdeploy.rounding import (
 )
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.choice import open_runtime
+from lipdeploy.runtimes.cuda import find_gpu
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
@@ -106,6 +107,13 @@ class ExportOptions:
         check_choice("--form", self.form, FORM_CHOICES)
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--weights", self.weights, WEIGHTS_TYPES)
+        if self.precision != "float32" and self.accumulation == "same-order":
+            raise UsageError(
+                "--accumulation same-order: nothing is known of the order of sums on tensor cores; "
+                "leave it out with --precision"
+            )
+        if self.precision != "float32" and self.triton is not None:
+            raise UsageError(f"--triton: no radius is proven for a server in {self.precision}")
         if self.precision != "float32" and self.kind == "openvino":
             raise UsageError("--engine openvino is held to float32; leave out --precision")
         check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
@@ -182,11 +190,13 @@ def export_model(
     """
     if output.resolve() == model_path.resolve():
         raise UsageError(f"--output {output}: is the model itself; give another name")
-    if output.suffix != SUFFIXES[options.kind]:
-        raise UsageError(
-            f"--output {output}: an engine for {options.kind} is named *{SUFFIXES[options.kind]}"
-        )
+    expected = SUFFIXES[options.kind]
+    is_other = output.suffix != expected and (options.kind != "onnx" or is_engine(output))
+    if is_other:
+        raise UsageError(f"--output {output}: an engine for {options.kind} is named *{expected}")
     check_output(output)
+    if is_engine(model_path):
+        _check_rebuild(model_path, options)
     clock = _Stopwatch(stage)
     plan: tuple[PlannedLayer, ...] = ()
     examples: NDArray[Any] = np.empty(0)
@@ -205,6 +215,8 @@ def export_model(
     checked = _runtime(engine)
     inputs = np.concatenate([pixels, hostile_inputs(size)])
     parity = compare(engine.network, engine.manifest, checked, inputs)
+    if options.triton is not None:
+        _check_triton(engine)
     clock.start("write")
     files = write_engine(engine, output)
     if options.triton is not None:
@@ -226,6 +238,28 @@ def export_model(
     )
 
 
+def _check_rebuild(path: Path, options: ExportOptions) -> None:
+    """Raise UsageError for what an engine has already decided."""
+    if options.kind == "onnx":
+        raise UsageError(f"{path}: an engine already; give a model.pt, or --engine openvino or trt")
+    for name in ("form", "precision", "weights", "accumulation", "longest_sum", "tune"):
+        if getattr(options, name) != getattr(ExportOptions(), name):
+            option = name.replace("_", "-")
+            raise UsageError(
+                f"--{option}: {path.name} is an engine, of which that cannot be changed any more; "
+                "export the model.pt again"
+            )
+
+
+def _check_triton(engine: Engine) -> None:
+    """Raise ExportError for what Triton does not load."""
+    if engine.built is not None and engine.built.record.settings["package"] != "tensorrt":
+        raise ExportError(
+            "--triton: Triton loads plans of TensorRT, and this is an engine of TensorRT for RTX; "
+            "pip install 'lipdeploy[trt]' on the GPU of the server, or use --engine onnx"
+        )
+
+
 def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
     """What `lipdeploy predict` runs, for a server."""
     if engine.built is None:
@@ -238,11 +272,6 @@ def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
             file_name="model.onnx",
         )
         return
-    if engine.built.record.settings["package"] != "tensorrt":
-        raise ExportError(
-            "--triton: Triton loads plans of TensorRT, and this is an engine of TensorRT for RTX; "
-            "pip install 'lipdeploy[trt]' on the GPU of the server, or use --engine onnx"
-        )
     (data,) = engine.built.files.values()
     write_triton(
         engine,
@@ -268,7 +297,7 @@ def _runtime(engine: Engine) -> Runtime:
     try:
         return open_runtime(engine)
     except EngineError:
-        if not needs_gpu:
+        if not needs_gpu or find_gpu() is not None:
             raise
         return open_runtime(engine, "onnxruntime", "cpu")
 

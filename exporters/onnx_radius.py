@@ -62,6 +62,9 @@ def emit_radius(
     capped = graph.node("Min", smallest, graph.number(limit))
     within = graph.node("Less", nodes.distance, graph.number(limit))
     holds = graph.node("And", graph.node("Greater", capped, graph.number(0.0)), within)
+    if not manifest.rounding.arithmetic.has_program:
+        # No radius for any image, whatever its logits are; the head's constants stay in the file.
+        holds = graph.node("And", holds, graph.node("Less", capped, capped))
     scaled = graph.node("Mul", capped, nodes.lower(1 / 255))
     shown = graph.node("Where", holds, scaled, graph.number(0.0))
     graph.node("Reshape", shown, graph.integers(-1), output="radius")

@@ -30,9 +30,7 @@ def build_openvino(onnx_bytes: bytes) -> OpenVinoFiles:
     try:
         import openvino
     except ImportError as error:
-        raise ExportError(
-            "--engine openvino: OpenVINO is not installed; pip install 'lipdeploy[openvino]'"
-        ) from error
+        raise ExportError("OpenVINO is not installed; pip install 'lipdeploy[openvino]'") from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         try:
@@ -57,13 +55,15 @@ def check_openvino(engine: Engine) -> None:
     was certified.
 
     Raises:
-        EngineError: if they are not, or another version of OpenVINO wrote them.
-        ExportError: as `build_openvino`.
+        EngineError: if they are not, another version of OpenVINO wrote them, or there is none.
     """
     built = engine.built
     if built is None or built.record.kind != "openvino":
         return
-    again = build_openvino(engine.prepared)
+    try:
+        again = build_openvino(engine.prepared)
+    except ExportError as error:
+        raise EngineError(str(error)) from error
     if again.versions != built.record.versions:
         raise EngineError(
             f"{engine.name}: built with {_names(built.record.versions)}, here is "

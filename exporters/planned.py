@@ -1,12 +1,13 @@
 """A plan on a real network: what each layer costs, and how precise it is."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lipdeploy.engine_error import ErrorAnalysis
-from lipdeploy.errors import ExportError
+from lipdeploy.errors import BoundError, ExportError
 from lipdeploy.exporters.freeze import SPECTRAL_FORMS, with_choice
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, Cost, FormChoice, LayerShape, Target, candidates
@@ -85,8 +86,9 @@ def longest_sums(network: FrozenNetwork, target: Target, distance: float, limit:
     """The target with the longest sums that cost at most `limit`; else with the shortest."""
     for block in SUMS:
         target = replace(target, rounding=replace(target.rounding, block=block))
-        if rounding_loss(network, target, distance) <= limit:
-            break
+        with suppress(BoundError):  # sums too long for the model of the arithmetic
+            if rounding_loss(network, target, distance) <= limit:
+                break
     return target
 
 

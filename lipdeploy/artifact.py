@@ -24,6 +24,7 @@ from lipdeploy.rounding import (
     STANDARD,
     Accumulation,
     AffineBound,
+    Arithmetic,
     Rounding,
 )
 from lipdeploy.structure import describe, restore
@@ -183,10 +184,10 @@ class Manifest:
             if not isinstance(values["errors"], dict):
                 raise ValueError(f"errors {values['errors']!r}")
             values["errors"] = {name: _errors(entry) for name, entry in values["errors"].items()}
-            if values["accumulation"] not in ACCUMULATIONS or values["guarantee"] != "program":
-                raise ValueError(f"{values['accumulation']!r}, {values['guarantee']!r}")
-            if values["arithmetic"] not in ARITHMETICS:
-                raise ValueError(f"arithmetic {values['arithmetic']!r}")
+            if values["accumulation"] not in ACCUMULATIONS:
+                raise ValueError(f"{values['accumulation']!r}")
+            if values["guarantee"] != strongest(ARITHMETICS[values["arithmetic"]]):
+                raise ValueError(f"{values['guarantee']!r} in {values['arithmetic']}")
             _check_longest_sum(values["longest_sum"])
             values["canary"] = _not_negative(values["canary"])
             manifest = cls(**values)
@@ -261,6 +262,11 @@ def _not_negative(value: object) -> float:
     return 0.0 if value == 0 and type(value) in (int, float) else _positive(value)
 
 
+def strongest(arithmetic: Arithmetic) -> str:
+    """The strongest statement that engines of an arithmetic support."""
+    return "program" if arithmetic.has_program else "network"
+
+
 def _check_longest_sum(value: object) -> None:
     """A limit, or none; short sums would be graphs of more nodes than a reader should make."""
     if value is not None and (
@@ -311,7 +317,7 @@ def make_manifest(
         longest_sum=rounding.block,
         errors={r.name: analysis.errors(r).times(CLAIM) for r in roundings},
         canary=0.0,
-        guarantee="program",
+        guarantee=strongest(rounding.arithmetic),
         proof=PROOF,
         sha256="",
         source=source,

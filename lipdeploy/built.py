@@ -117,15 +117,18 @@ def read_built(path: Path) -> Built:
         )
     try:
         record = BuildRecord.from_json(_limited(record_path, MAX_RECORD_BYTES).decode())
+        expected = {".xml", ".bin"} if kind == "openvino" else {path.suffix}
+        if record.kind != kind or set(record.files) != expected:
+            raise ModelError(f"it is for {record.kind} and {sorted(record.files)}")
         files = {
             suffix: _limited(path.with_suffix(suffix), MAX_BYTES) for suffix in sorted(record.files)
         }
     except OSError as error:
-        raise ModelError(f"{error.filename}: cannot be read ({error.strerror})") from error
+        raise ModelError(
+            f"{error.filename}: cannot be read ({error.strerror}); type '{rebuild}'"
+        ) from error
     except (UnicodeDecodeError, ModelError) as error:
         raise ModelError(f"{record_path}: {error}; type '{rebuild}'") from error
-    if record.kind != kind or path.suffix not in files:
-        raise ModelError(f"{path}: its record is for {record.kind}; type '{rebuild}'")
     for suffix, data in files.items():
         if hashlib.sha256(data).hexdigest() != record.files[suffix]:
             raise ModelError(

@@ -44,15 +44,15 @@ def check_canary(engine: Engine, runtime: Runtime) -> None:
 
     Raises:
         ArithmeticMismatchError: if its features are further from float64 than `FACTOR` times the
-            difference at the export; where none was measured, than the proven bound.
+            difference at the export, or than is proven.
     """
     manifest = engine.manifest
-    limit = FACTOR * manifest.canary
-    if manifest.canary == 0:
-        pixels = canary_pixels(engine.network.image_size).astype(np.float64)
-        distances = distances_upper(pixels, engine.network.centre)
-        bounds = manifest.engine_errors.features(distances)
-        limit = float((bounds + manifest.reference_errors.features(distances)).max())
+    pixels = canary_pixels(engine.network.image_size).astype(np.float64)
+    distances = distances_upper(pixels, engine.network.centre)
+    bounds = manifest.engine_errors.features(distances)
+    limit = float((bounds + manifest.reference_errors.features(distances)).max())
+    if manifest.canary > 0:
+        limit = min(limit, FACTOR * manifest.canary)
     difference = canary_difference(engine.network, runtime)
     if not difference <= limit:
         raise ArithmeticMismatchError(

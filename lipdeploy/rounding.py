@@ -75,7 +75,8 @@ class Arithmetic:
         smallest_normal: anything smaller may become 0, as an operand or a result.
         largest: largest finite number of a result.
         largest_sum: largest finite number of a partial sum.
-        has_program: whether the statement *program* is offered in it.
+        has_program: whether the statement *program* is offered in it. Not on tensor cores, where
+            libraries may sum in fewer bits than the model says, and do not tell.
     """
 
     name: str
@@ -108,8 +109,16 @@ class Arithmetic:
         if np.any(np.abs(rounded) > self.largest):
             raise BoundError(f"a weight is too large for {self.name}; use --precision float32")
         rounded[np.abs(rounded) < self.smallest_normal] = 0
-        result: NDArray[Any] = rounded.astype(weights.dtype)
+        with np.errstate(over="ignore"):
+            result: NDArray[Any] = rounded.astype(weights.dtype)
+        if not np.all(np.isfinite(result)):
+            raise BoundError(f"a weight is too large for {self.name}; use --weights float32")
         return result
+
+    def is_flushed(self, weights: NDArray[Any]) -> bool:
+        """Whether engines may take one of these weights for 0."""
+        values = np.abs(np.asarray(weights, dtype=np.float64))
+        return bool(np.any((values != 0) & (values < self.smallest_normal)))
 
     def holds(self, weights: NDArray[Any]) -> bool:
         """Whether operands of this arithmetic can be exactly these weights."""
@@ -125,9 +134,18 @@ class Arithmetic:
 FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023, largest_sum=2.0**1023)
 FLOAT32 = Arithmetic("float32", 2.0**-24, 24, 2.0**-126, 2.0**127)
 # Tensor cores are not IEEE: operands are truncated (TF32) and sums keep 23 to 25 bits.
-TF32 = Arithmetic("tf32", 2.0**-22, 11, 2.0**-126, 2.0**127, operand_roundoff=2.0**-10)
+TF32 = Arithmetic(
+    "tf32", 2.0**-22, 11, 2.0**-126, 2.0**127, operand_roundoff=2.0**-10, has_program=False
+)
 FLOAT16 = Arithmetic(
-    "float16", 2.0**-22, 11, 2.0**-14, 65504.0, operand_roundoff=2.0**-11, storage_roundoff=2.0**-11
+    "float16",
+    2.0**-22,
+    11,
+    2.0**-14,
+    65504.0,
+    operand_roundoff=2.0**-11,
+    storage_roundoff=2.0**-11,
+    has_program=False,
 )
 BFLOAT16 = Arithmetic(
     "bfloat16",
@@ -295,7 +313,7 @@ class Rounding:
         norm, absolute = product.norm_upper, product.absolute_norm_upper
         operand = arithmetic.operand_roundoff
         is_held = arithmetic.holds(product.matrices)
-        if not is_held and operand == 0.0:
+        if not is_held and (operand == 0.0 or arithmetic.is_flushed(product.matrices)):
             raise BoundError(f"a weight is no normal number in {arithmetic.name}")
         of_weights = 0.0 if is_held else absolute * operand
         growth = (1 + operand) ** 2
@@ -329,9 +347,13 @@ class Rounding:
         """The bound a of the module's text, for operands taken as they are."""
         u, n = self.arithmetic.unit_roundoff, product.length
         norm, absolute = product.norm_upper, product.absolute_norm_upper
-        elementwise = self.arithmetic.gamma(self.terms(n)) * absolute
         block = n if self.block is None else min(n, self.block)
         levels = tree_levels(n, block)
+        stored = self.arithmetic.storage_roundoff if levels else 0.0
+        kept = (1 + stored) ** (1 + len(levels))
+        elementwise = ((1 + self.arithmetic.gamma(self.terms(n))) * kept - 1) * absolute
+        if stored == 0.0:
+            elementwise = self.arithmetic.gamma(self.terms(n)) * absolute
         blocks = absolute if block == n else product.blocks_norm_upper(block)
         if self.accumulation == "same-order":
             # (sum_i (u A_i + c (P + u A_i))^2)^(1/2) by the triangle inequality
@@ -342,9 +364,15 @@ class Rounding:
             inside = u * blocks + factor * (norm * parts + math.sqrt(product.nodes) * u * blocks)
         else:
             inside = self.arithmetic.gamma(block) * blocks
-        # D <= u (P per_level + nodes (inside + D)) for the sum D of the additions' local errors
+        # Blocks' results are stored: sum_i s (P ||x_i|| + errors), at most s (P sqrt(k) + inside).
+        inside += stored * (norm * math.sqrt(sum(levels) + 1) + inside)
+        # D <= w (P per_level + nodes (inside + D)) for the sum D of the additions' local errors,
+        # w of an addition whose result is stored
         per_level, nodes = sum(math.sqrt(level) for level in levels), sum(levels)
-        between = u * (norm * per_level + nodes * inside) / (1 - nodes * u)
+        w = u + stored + u * stored
+        if nodes * w >= 0.5:
+            return elementwise * MARGIN
+        between = w * (norm * per_level + nodes * inside) / (1 - nodes * w)
         return min(elementwise, (inside + between) * MARGIN)
 
     @property

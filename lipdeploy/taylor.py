@@ -18,7 +18,14 @@ from lipdeploy.bounds import (
 from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
-from lipdeploy.rounding import FLOAT32, MARGIN, Rounding, Step, exponential_remainder_upper
+from lipdeploy.rounding import (
+    FLOAT32,
+    MARGIN,
+    Rounding,
+    Step,
+    exponential_remainder_upper,
+    tree_levels,
+)
 
 MAX_DEGREE = 200
 """Far beyond what any kernel of training needs; a file that claims more would run for ever."""
@@ -143,11 +150,13 @@ class TaylorConv(Convertible):
         V_(k-1) = 1 + N V_k / k and E_(k-1) = N E_k / k + relative (1 + N (V_k + E_k) / k).
         """
         arithmetic, taps = rounding.arithmetic, len(self.taps)
-        if not arithmetic.holds(self.taps) and arithmetic.operand_roundoff == 0:
+        is_held = arithmetic.holds(self.taps)
+        if not is_held and (arithmetic.operand_roundoff == 0 or arithmetic.is_flushed(self.taps)):
             raise BoundError(f"a weight is no normal number in {arithmetic.name}")
         absolute = float(np.sum(absolute_norms_upper(self.taps))) * MARGIN
         summed = 1 + arithmetic.gamma(rounding.terms(self.channels) + taps + 4)
-        stored = (1 + arithmetic.storage_roundoff) ** (taps + 4)
+        levels = tree_levels(self.channels, rounding.block or self.channels)
+        stored = (1 + arithmetic.storage_roundoff) ** (taps + len(levels) + 5)
         relative = (summed * stored * (1 + arithmetic.operand_roundoff) ** 2 - 1) * (1 + 1e-9)
         flushed = rounding.flushed(self.grid**2 * self.channels) * (taps * self.channels + 4)
         size, error, underflow = 1.0, 0.0, 0.0

@@ -639,7 +639,7 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "usage: unknown engine",
         lambda s: ["export", s.workshop / "model.pt", "--engine", "onxx"],
         2,
-        "--engine onxx: expected onnx; did you mean onnx",
+        "--engine onxx: expected one of onnx, .*; did you mean onnx",
     ),
     (
         "usage: unknown head",

@@ -208,6 +208,8 @@ def test_the_onnx_engine_of_another_export_is_refused(built: Path, tmp_path: Pat
         {"kind": "numpy"},
         {"files": []},
         {"files": {".xml": 1}},
+        {"files": {"bin": "0" * 64}},
+        {"files": {".a/b": "0" * 64, ".xml": "0" * 64}},
         {"files": {".bin": "0" * 64}},
         {"settings": 1},
         {"versions": {"openvino": None}},
@@ -325,6 +327,20 @@ def half_sums(engine: Engine) -> OnnxRuntime:
 def test_the_canary_finds_sums_in_half_precision(engine: Engine) -> None:
     with pytest.raises(ArithmeticMismatchError, match="differ from float64"):
         check_canary(engine, half_sums(engine))
+
+
+def test_a_canary_in_the_file_cannot_allow_more_than_is_proven(engine: Engine) -> None:
+    generous = replace(engine, manifest=replace(engine.manifest, canary=1e9))
+    with pytest.raises(ArithmeticMismatchError):
+        check_canary(generous, Rounding(generous, 8))
+
+
+def test_torch_is_not_believed_an_order_of_sums(model: Path) -> None:
+    ordered = build_engine(model, ExportOptions(accumulation="same-order"))
+    with Predictor(ordered, runtime="torch") as predictor:
+        assert predictor.guarantee == "network"
+    with Predictor(ordered) as predictor:
+        assert predictor.guarantee == "program"
 
 
 def test_without_a_measured_canary_the_proven_bound_decides(engine: Engine) -> None:
@@ -446,7 +462,12 @@ def test_a_tensorrt_engine_is_a_family_too(model: Path, tmp_path: Path, run_cli:
         assert "Triton loads plans of TensorRT" in err
     status, out, err = run_cli("verify", path)
     assert status == 0, out
-    assert "not checked" in out
+    assert "not run: native code" in out
+    status, _, err = run_cli(
+        "export", onnx_beside(path), "--engine", "trt", "-o", path, "--precision", "float16"
+    )
+    assert status == 2
+    assert "--precision: model.engine.onnx is an engine" in err
     again = tmp_path / "again.engine"
     status, _, err = run_cli(
         "export", onnx_beside(path), "--engine", "trt", "--output", again, "--batch", "8"
@@ -471,11 +492,12 @@ def test_a_tensorrt_engine_without_a_gpu_says_so(model: Path, tmp_path: Path, ru
     assert "NVIDIA GPUs" in err
     assert "lipdeploy export" in err
     settings = json.loads(record_beside(path).read_text())
-    settings["settings"]["profile"] = 3
-    record_beside(path).write_text(json.dumps(settings))
-    status, _, err = run_cli("predict", path.with_name("x.png"), "--model", path)
-    assert status == 1
-    assert "the record has no batch sizes" in err
+    for profile in (3, {}, {"least": 1, "best": 1, "most": 0}):
+        settings["settings"]["profile"] = profile
+        record_beside(path).write_text(json.dumps(settings))
+        status, _, err = run_cli("predict", path.with_name("x.png"), "--model", path)
+        assert status == 1
+        assert "the record has no batch sizes" in err
 
 
 def test_a_model_for_triton_is_what_predict_runs(model: Path, tmp_path: Path, run_cli: Cli) -> None:

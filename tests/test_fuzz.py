@@ -15,6 +15,7 @@ NAMES = (
     "checkpoint, bytes",
     "checkpoint, records",
     "checkpoint, values",
+    "build record",
     "engine, bytes",
     "engine, manifest",
     "engine, weights",

@@ -16,8 +16,9 @@ from lipdeploy.exporters.export import ExportOptions
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.predictor import Predictor
-from lipdeploy.rounding import ARITHMETICS, FLOAT16, FLOAT32, Rounding
+from lipdeploy.rounding import ARITHMETICS, FLOAT16, FLOAT32, Product, Rounding
 from lipdeploy.runtimes.choice import RuntimeChoice, open_runtime
+from lipdeploy.runtimes.torch import TorchRuntime
 
 Cli = Callable[..., tuple[int, str, str]]
 LOWER = ("tf32", "float16", "bfloat16")
@@ -113,6 +114,55 @@ def test_tf32_weights_are_exact_and_the_graph_is_in_float32() -> None:
     assert all(ARITHMETICS["tf32"].holds(onnx.numpy_helper.to_array(t)) for t in layers)
 
 
+def block_means(levels: int, mean: int) -> list[int]:
+    """Means of blocks, in units of 2^-14, such that every sum of two is a tie in float16."""
+    if levels == 0:
+        return [mean]
+    parts = (mean, mean + 1) if mean % 2 == 0 else (mean - 1, mean + 1)
+    return [m for part in parts for m in block_means(levels - 1, part)]
+
+
+@pytest.mark.parametrize(("levels", "scale"), [(6, 64.0), (6, 512.0), (4, 512.0), (2, 1024.0)])
+def test_results_of_blocks_are_stored_in_half_precision_too(levels: int, scale: float) -> None:
+    """Sums in float32 in each block, what comes out of it and of every addition in float16."""
+    weights = []
+    for mean in block_means(levels, 1040):
+        extra = (mean - 1024) * 16 + 7
+        block = np.full(16, 1 / 16 + extra // 16 * 2.0**-14)
+        block[: extra % 16] += 2.0**-14
+        weights.append(block)
+    w = np.concatenate(weights).astype(np.float16)
+    assert np.array_equal(w, np.concatenate(weights))
+    x = np.full(len(w), scale, dtype=np.float16)
+    products = (w.astype(np.float32) * x.astype(np.float32)).reshape(-1, 16)
+    parts = list(products.sum(axis=1, dtype=np.float32).astype(np.float16))
+    while len(parts) > 1:
+        pairs = zip(parts[::2], parts[1::2], strict=True)
+        parts = [np.float16(np.float32(a) + np.float32(b)) for a, b in pairs]
+    exact = float(np.sum(w.astype(np.float64) * x.astype(np.float64)))
+    step = Rounding.of_graph(FLOAT16, "blocked").product(Product(w[:, None], 1))
+    bound = step.rounding_upper * float(np.linalg.norm(x.astype(np.float64))) + step.underflow
+    assert bound / 3 <= abs(exact - float(parts[0])) <= bound
+
+
+def test_weights_that_an_engine_may_flush_are_refused() -> None:
+    weights = np.full((4, 1), 2.0**-15, dtype=np.float16)
+    with pytest.raises(BoundError, match="no normal number in float16"):
+        Rounding(FLOAT16).product(Product(weights, 1))
+    assert Rounding(FLOAT32).product(Product(weights, 1)).rounding_upper > 0
+
+
+@pytest.mark.parametrize("precision", LOWER)
+def test_the_graph_gives_no_radius_where_program_is_not_offered(precision: str) -> None:
+    engine = engine_in(precision)
+    runtime = TorchRuntime(engine.prepared, "cpu", arithmetic=precision)
+    pixels = random_pixels(4, engine.network.image_size).astype(np.float32)
+    logits, radius = runtime.outputs(["logits", "radius"], {"pixels": pixels})
+    assert np.ptp(logits) > 0
+    assert not radius.any()
+    assert engine.manifest.guarantee == "network"
+
+
 def test_half_precision_on_a_cpu_certifies_the_network_and_not_the_program() -> None:
     engine = engine_in("float16")
     runtime = open_runtime(engine, "onnxruntime", "cpu")
@@ -127,7 +177,7 @@ def test_a_command_exports_and_predicts_in_half_precision(
     samples = source / "samples"
     status, out, err = run_cli("export", samples / "model.pt", "--precision", "float16", "-o", path)
     assert status == 0, err
-    assert "program, float16" in out + err
+    assert "network, float16" in out + err
     with Predictor(path) as predictor:
         assert predictor.guarantee == "network"
         (half,) = predictor(samples / "cat-0000.jpg")
@@ -160,6 +210,10 @@ def test_what_has_no_such_precision_says_so() -> None:
         ExportOptions(precision="bfloat6")
     with pytest.raises(UsageError, match="held to float32"):
         ExportOptions(engine="openvino", precision="float16")
+    with pytest.raises(UsageError, match="nothing is known of the order of sums"):
+        ExportOptions(precision="tf32", accumulation="same-order")
+    with pytest.raises(UsageError, match="no radius is proven for a server"):
+        ExportOptions(precision="float16", triton=Path("models"))
     engine = engine_in("float16")
     with pytest.raises(UsageError, match="OpenVINO is held to float32"):
         open_runtime(engine, "openvino")

@@ -146,7 +146,7 @@ def lower_errors(model: onnx.ModelProto) -> None:
 
 def tf32_with_the_errors_of_float32(model: onnx.ModelProto) -> None:
     def change(values: dict) -> None:
-        values["arithmetic"] = "tf32"
+        values["arithmetic"], values["guarantee"] = "tf32", "network"
         values["errors"]["tf32 blocked"] = values["errors"].pop("float32 blocked")
 
     edit_manifest(model, change)

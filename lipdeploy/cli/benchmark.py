@@ -29,7 +29,7 @@ def benchmark(
     batch: options.BatchSizes = "1,8,64",
     seconds: options.Seconds = 2.0,
     device: options.Device = "auto",
-    runtime: options.Runtime = "onnxruntime",
+    runtime: options.Runtime = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

@@ -20,7 +20,7 @@ def check_pair(
     guarantee: options.Guarantee = None,
     tight: options.Tight = False,
     device: options.Device = "auto",
-    runtime: options.Runtime = "onnxruntime",
+    runtime: options.Runtime = "auto",
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,

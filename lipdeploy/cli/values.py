@@ -19,7 +19,8 @@ UNUSUAL = 5
 def parse_radius(option: str, text: str) -> Fraction:
     """A radius from "36/255" or "0.14"; raises UsageError for anything else."""
     try:
-        value = Fraction(text)
+        over, slash, under = text.partition("/")
+        value = Fraction(over) / Fraction(under if slash else 1)
         float(255 * value)
     except (ValueError, ZeroDivisionError, OverflowError) as error:
         message = f"{option} {text}: expected a number or a fraction, as 36/255"

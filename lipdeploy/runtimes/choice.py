@@ -77,6 +77,8 @@ def open_runtime(
     settings = built.record.settings
     try:
         least, best, most = (int(settings["profile"][name]) for name in ("least", "best", "most"))
+        if not 1 <= least <= best <= most:
+            raise ValueError(f"{least}, {best}, {most}")
     except (LookupError, TypeError, ValueError) as error:
         raise EngineError(
             f"{engine.name}: the record has no batch sizes; type '{built.rebuild}'"

@@ -146,7 +146,7 @@ class TensorRtRuntime:
         self._least, _, self._most = profile
         self._loaded = _load(library, data, needed, self._most, rebuild)
         self._ready: OrderedDict[int, _Batch] = OrderedDict()
-        self.description = f"{needed.package} {library.__version__}, float32, {gpu}"
+        self.description = f"{needed.package} {library.__version__}, {needed.precision}, {gpu}"
 
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits.
