@@ -72,7 +72,7 @@ class ExportOptions:
         engine: "onnx", "openvino" or "trt".
         form: form of the linear layers, or "auto".
         precision: the arithmetic of the linear layers, see `lipdeploy.rounding.ARITHMETICS`; the
-            head computes in float32.
+            head computes in float32, or in tf32 with them.
         weights: how operators are stored; biases, transforms and head are float32.
         accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
         longest_sum: most terms of a sum of the graph; None for `max_rounding_loss` to decide, or

@@ -40,7 +40,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-"""What the nodes of the body compute with, by arithmetic; the head stays in float32."""
+"""Types of the body's nodes, by arithmetic; those of the head are float32. TF32 is no type: a
+runtime switches it on for the whole graph."""
 
 
 def build_model(
