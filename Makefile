@@ -2,8 +2,8 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
-# certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu, install-check, cifar10,
-# bundled-model.
+# certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
+# bench-train, bench-train-quick, study, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,8 +14,8 @@ CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
-  certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu install-check cifar10 \
-  bundled-model clean
+  certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
+  bench-train bench-train-quick study install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -75,6 +75,18 @@ bench: $(VENV)/.test
 # The centre alone; the last line is one JSON object.
 bench-quick: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
+
+# A training step beside the paper's, and what both reach; on an idle machine.
+bench-train: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/training.py --data $(DATA)
+
+# Steps alone; the last line is one JSON object.
+bench-train-quick: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/training.py --quick
+
+# One choice at a time around a base network; about an hour.
+study: $(VENV)/.test
+	$(BIN)/python benchmarks/study.py --data $(DATA)
 
 TRAINED ?= samples/model.pt
 

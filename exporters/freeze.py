@@ -1,44 +1,40 @@
-"""From a trained torch network to a FrozenNetwork: every matrix exponential becomes one operator.
+"""From a trained torch network to a FrozenNetwork: each linear layer becomes one plain operator.
 
-Computed in float64 from the trained float32 weights. How accurate the exponentials are does not
-matter for a certificate, which is proven from the frozen weights; it matters for being the same
-function as the trained network.
+Computed in float64 from the trained float32 weights.
 """
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import singledispatch
-from itertools import takewhile
-from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lipdeploy import frozen
 from lipdeploy.errors import FreezeError
-from lipdeploy.exporters.exponential import skew_exponential
+from lipdeploy.exporters.forms import (
+    Symbols,
+    freeze_kernel,
+    square_root_of_rest,
+    symbol_operator,
+)
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
-from lipdeploy.exporters.tiles import tiled_conv
-from lipdeploy.fourier import RealFourier, offsets, symbol_factors
+from lipdeploy.exporters.sources import Item, Mixing, Source, folded
+from lipdeploy.fourier import symbol_factors
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
-from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import exponential_remainder_upper, stored
-from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
-from lipdeploy.taylor import MAX_DEGREE, TaylorConv
+from lipdeploy.operators import LinearOperator
+from lipdeploy.spectral import Spectral
 from lipdeploy.training import activations, heads
+from lipdeploy.training.circular import CircularLayer
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
+from lipdeploy.training.rescaled import SllConvolution
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 
 Array = NDArray[np.float64]
-
-SPECTRAL_FORMS = (SpectralConv.form, FusedSpectralConv.form)
-
-SERIES_TOLERANCE = 1e-12
-"""Remainder of a series that is kept as one."""
 
 
 def freeze(
@@ -60,18 +56,17 @@ def freeze(
     """
     if network.training:
         raise FreezeError("freeze needs a network in evaluation mode; call network.eval() first")
-    shapes = layer_shapes(network)
     if plan is None:
-        plan = make_plan(shapes, form, Target(), CostModel())
+        plan = make_plan(layer_shapes(network), form, Target(), CostModel())
     network = copy.deepcopy(network).double()
     operations: list[frozen.Operation] = []
-    layers = iter(zip(shapes, plan, strict=True))
-    for module in network.body:
-        if isinstance(module, SkewOrthogonalConvolution):
-            operations.append(freeze_layer(module, *next(layers)))
+    choices = iter(plan)
+    for item in _sources(network):
+        if isinstance(item, Source):
+            operations.append(frozen.Linear(item.operator(next(choices)), item.bias))
             progress(sum(isinstance(op, frozen.Linear) for op in operations), len(plan))
         else:
-            operations.append(freeze_module(module))
+            operations.append(item)
     operations[:1] = _fold_normalisation(operations[0], network)
     size = network.architecture.image_size
     return frozen.FrozenNetwork(size, tuple(operations), freeze_head(network.head))
@@ -79,156 +74,134 @@ def freeze(
 
 def layer_shapes(network: LipConvNet) -> tuple[LayerShape, ...]:
     """What a plan needs to know of each linear layer, first to last."""
-    modules = list(network.body)
-    shapes = []
-    for index, module in enumerate(modules):
-        if not isinstance(module, SkewOrthogonalConvolution):
-            continue
-        rest = modules[index + 1 :]
-        following = takewhile(lambda m: not isinstance(m, SkewOrthogonalConvolution), rest)
-        shapes.append(
-            LayerShape(
-                module.grid,
-                module.in_channels,
-                module.out_channels,
-                module.kernel.kernel_size,
-                module.padding,
-                cells=index > 0 and isinstance(modules[index - 1], activations.SpaceToDepth),
-                cut=any(isinstance(after, activations.SpaceToDepth) for after in following),
-            )
-        )
-    return tuple(shapes)
+    return tuple(item.shape for item in _sources(network) if isinstance(item, Source))
 
 
-def freeze_layer(
-    module: SkewOrthogonalConvolution, shape: LayerShape, choice: Choice
-) -> frozen.Linear:
-    """The frozen form of one linear layer."""
-    operator = freeze_kernel(_numpy(module.kernel()), shape, choice)
-    return frozen.Linear(operator, _numpy(module.bias))
-
-
-def freeze_kernel(taps: Array, shape: LayerShape, choice: Choice) -> LinearOperator:
-    """The exponential of a skew kernel, shape (k*k, c, c), in the form that was chosen."""
-    if choice.form in SPECTRAL_FORMS:
-        return spectral_operator(shape.grid, choice, spectral_blocks(taps, shape))
-    return _BUILDERS[choice.form](taps, shape)
-
-
-def spectral_operator(
-    grid: int, choice: Choice, blocks: dict[str, NDArray[Any]], dtype: DTypeLike = np.float64
-) -> Spectral:
-    """A circular convolution with these blocks, its transforms rounded to `dtype`."""
-    fourier = RealFourier(grid)
-    if choice.form == "fused":
-        plane = stored(fourier.plane_basis(), dtype)
-        return FusedSpectralConv(plane=plane, **blocks, copies=choice.copies)
-    basis, phases = stored(fourier.paired_basis(), dtype), stored(fourier.phases(), dtype)
-    return SpectralConv(basis=basis, phases=phases, **blocks, copies=choice.copies)
-
-
-def with_choice(operator: LinearOperator, choice: Choice) -> LinearOperator:
-    """The same function in another spectral form, its blocks taken over; others as they are."""
-    if not isinstance(operator, Spectral):
-        return operator
-    dtype = next(iter(operator.transforms().values())).dtype
-    return spectral_operator(operator.grid, choice, operator.blocks(), dtype)
+def _sources(network: LipConvNet) -> list[Source | frozen.Operation]:
+    """The operations of the body, linear layers not in any form yet."""
+    return folded([item for module in network.body for item in items_of(module)])
 
 
 @singledispatch
-def freeze_module(module: nn.Module) -> frozen.Operation:
-    """The frozen operation of one module of the body that has no weights."""
+def items_of(module: nn.Module) -> list[Item]:
+    """What one module of the body becomes."""
     raise FreezeError(f"{type(module).__name__} has no frozen form")
 
 
-@freeze_module.register
-def _(module: activations.MaxMin) -> frozen.Operation:
-    return frozen.MaxMin()
+@items_of.register
+def _(module: activations.MaxMin) -> list[Item]:
+    return [frozen.MaxMin()]
 
 
-@freeze_module.register
-def _(module: activations.ChannelMax) -> frozen.Operation:
-    return frozen.ChannelMax()
+@items_of.register
+def _(module: activations.ChannelMax) -> list[Item]:
+    return [frozen.ChannelMax()]
 
 
-@freeze_module.register
-def _(module: activations.SpaceToDepth) -> frozen.Operation:
-    return frozen.SpaceToDepth()
+@items_of.register
+def _(module: activations.SpaceToDepth) -> list[Item]:
+    return [frozen.SpaceToDepth()]
+
+
+@items_of.register
+def _(module: activations.Householder) -> list[Item]:
+    items: list[Item] = []
+    for angles in _numpy(module.angles):
+        rotation = Mixing(_pair_rotation(angles))
+        items += [rotation, frozen.MaxMin(), Mixing(rotation.matrix.T)]
+    return items
+
+
+@items_of.register
+def _(module: activations.ProjectionPooling) -> list[Item]:
+    return [Mixing(_pair_rotation(_numpy(module.angles))), frozen.ProjectionPooling()]
+
+
+def _pair_rotation(angles: Array) -> Array:
+    """The matrix of `activations.rotated`, shape (2 h, 2 h) for angles (h,)."""
+    cosines, sines = np.diag(np.cos(angles)), np.diag(np.sin(angles))
+    return np.block([[cosines, -sines], [sines, cosines]])
+
+
+@items_of.register
+def _(module: SkewOrthogonalConvolution) -> list[Item]:
+    channels = module.in_channels, module.out_channels
+    shape = LayerShape(module.grid, *channels, module.kernel.kernel_size, module.padding)
+
+    def build(shape: LayerShape, choice: Choice) -> LinearOperator:
+        return freeze_kernel(_numpy(module.kernel()), shape, choice)
+
+    return [Source(shape, build, _numpy(module.bias))]
+
+
+@items_of.register
+def _(module: CircularLayer) -> list[Item]:
+    c_in, c_out = module.in_channels, module.out_channels
+
+    def symbols(frequencies: NDArray[np.int64], n: int) -> NDArray[np.complex128]:
+        return _symbols(module, frequencies, n)[:, :c_out, :c_in]
+
+    return [_symbol_source(module, (c_in, c_out), symbols, _numpy(module.bias))]
+
+
+@items_of.register
+def _(module: SllConvolution) -> list[Item]:
+    """Two linear layers with MaxMin between them.
+
+    With R = (I - U U^*)^(1/2) the map x -> (u, v) = (U^* x, R x) is an isometry, and
+    y = x - 2 U relu(u + c) = R v - U |u + c| - U c. MaxMin makes |w| of the pair (w, -w), and
+    leaves the pair (v, v) as it is; scaled by sqrt(1/2) all of it is an isometry again.
+    """
+    c_in, c_out, c = module.in_channels, module.out_channels, module.channels
+    offsets = _numpy(module.contraction()[1])
+
+    def expanding(frequencies: NDArray[np.int64], n: int) -> NDArray[np.complex128]:
+        u = _symbols(module, frequencies, n)
+        adjoint, rest = np.swapaxes(u.conj(), -1, -2), square_root_of_rest(u)
+        rows = [adjoint, rest, -adjoint, rest]
+        whole: NDArray[np.complex128] = np.concatenate(rows, axis=1) * np.sqrt(0.5)
+        return whole[:, :, :c_in]
+
+    def reducing(frequencies: NDArray[np.int64], n: int) -> NDArray[np.complex128]:
+        u = _symbols(module, frequencies, n)
+        rest = square_root_of_rest(u)
+        whole: NDArray[np.complex128] = np.concatenate([-u, rest, u, rest], axis=2) * np.sqrt(0.5)
+        return whole[:, :c_out]
+
+    zeros = np.zeros(c)
+    inside = np.concatenate([offsets, zeros, -offsets, zeros]) * np.sqrt(0.5)
+    constant = _symbols(module, np.zeros((1, 2), dtype=np.int64), module.grid)[0].real
+    behind = -(constant @ offsets)[:c_out]
+    return [
+        _symbol_source(module, (c_in, 4 * c), expanding, inside),
+        frozen.MaxMin(),
+        _symbol_source(module, (4 * c, c_out), reducing, behind),
+    ]
+
+
+def _symbol_source(
+    module: CircularLayer, channels: tuple[int, int], symbols: Symbols, bias: Array
+) -> Source:
+    shape = LayerShape(
+        module.grid, *channels, module.kernel_size, "circular", is_local=module.is_local
+    )
+    return Source(shape, lambda shape, choice: symbol_operator(symbols, shape, choice), bias)
+
+
+def _symbols(
+    module: CircularLayer, frequencies: NDArray[np.int64], n: int
+) -> NDArray[np.complex128]:
+    """The symbols of a layer at frequencies of an n x n grid."""
+    factors = symbol_factors(frequencies, module.kernel_size, n)
+    with torch.no_grad():
+        real, imaginary = module.symbol(*(torch.from_numpy(factor) for factor in factors))
+    return _numpy(real) + 1j * _numpy(imaginary)
 
 
 def _numpy(tensor: Tensor | nn.Module) -> Array:
     if not isinstance(tensor, Tensor):
         raise FreezeError(f"{type(tensor).__name__} is no tensor")
     return tensor.detach().cpu().double().numpy()
-
-
-def _right(blocks: NDArray[Any], shape: LayerShape) -> NDArray[Any]:
-    """Rows and columns of channels that exist, transposed to act from the right."""
-    kept = blocks[..., : shape.out_channels, : shape.in_channels]
-    return np.ascontiguousarray(np.swapaxes(kept, -1, -2))
-
-
-def pointwise_matrix(taps: Array, shape: LayerShape) -> PointwiseMatrix:
-    """Exp of the sum of the taps: a 1 x 1 kernel, or any circular kernel on a single point."""
-    return PointwiseMatrix(shape.grid, _right(skew_exponential(taps.sum(axis=0)), shape))
-
-
-def spectral_blocks(taps: Array, shape: LayerShape) -> dict[str, Array]:
-    """Exponentials of the independent half of the frequencies, channels that exist."""
-    fourier = RealFourier(shape.grid)
-    real, _ = symbol_factors(fourier.real_frequencies(), shape.kernel_size, shape.grid)
-    factors = symbol_factors(fourier.frequencies(), shape.kernel_size, shape.grid)
-    cosine, sine = (np.tensordot(factor, taps, axes=1) for factor in factors)
-    kept = (..., slice(shape.out_channels), slice(shape.in_channels))
-    rotations = skew_exponential(cosine + 1j * sine)[kept]
-    return {
-        "real_blocks": skew_exponential(np.tensordot(real, taps, axes=1))[kept],
-        "complex_blocks": np.stack([rotations.real, rotations.imag], axis=1),
-    }
-
-
-def dense_skew(taps: Array, shape: LayerShape) -> Array:
-    """The skew convolution as one matrix on flattened (row, column, channel), either padding."""
-    n, channels = shape.grid, taps.shape[1]
-    grid = np.zeros((n, n, channels, n, n, channels))
-    for (down, right), tap in zip(offsets(shape.kernel_size), taps, strict=True):
-        for row, column in np.ndindex(n, n):
-            source = row + down, column + right
-            if shape.padding == "circular":
-                source = source[0] % n, source[1] % n
-            elif not (0 <= source[0] < n and 0 <= source[1] < n):
-                continue
-            grid[row, column, :, source[0], source[1], :] += tap
-    return grid.reshape(n * n * channels, -1)
-
-
-def dense_matrix(taps: Array, shape: LayerShape) -> DenseMatrix:
-    """Exp of the whole skew matrix; exact for either padding."""
-    n, channels = shape.grid, taps.shape[1]
-    rotation = skew_exponential(dense_skew(taps, shape)).reshape(n * n, channels, n * n, channels)
-    kept = rotation[:, : shape.out_channels, :, : shape.in_channels]
-    rows = kept.reshape(n * n * shape.out_channels, n * n * shape.in_channels)
-    return DenseMatrix(n, np.ascontiguousarray(rows.T))
-
-
-def taylor_conv(taps: Array, shape: LayerShape) -> TaylorConv:
-    """The series of a zero-padded layer, to the degree that `SERIES_TOLERANCE` needs."""
-    series = TaylorConv(shape.grid, shape.in_channels, shape.out_channels, taps, degree=1)
-    for degree in range(4, MAX_DEGREE):
-        if exponential_remainder_upper(series.skew_norm_upper, degree) <= SERIES_TOLERANCE:
-            return replace(series, degree=degree)
-    raise FreezeError(
-        f"a skew convolution of norm {series.skew_norm_upper:.3g} needs more than {MAX_DEGREE} "
-        "terms; train again, or use --form dense"
-    )
-
-
-_BUILDERS: dict[str, Callable[[Array, LayerShape], LinearOperator]] = {
-    "pointwise": pointwise_matrix,
-    "tiled": tiled_conv,
-    "dense": dense_matrix,
-    "taylor": taylor_conv,
-}
 
 
 def _fold_normalisation(

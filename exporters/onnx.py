@@ -121,7 +121,8 @@ def _model(
 def wanted_after(operations: Sequence[frozen.Operation], side: int) -> Wanted:
     """What the operations after a linear layer on a grid take most easily."""
     following = list(takewhile(lambda op: not isinstance(op, frozen.Linear), operations))
-    is_paired = bool(following) and isinstance(following[0], frozen.MaxMin | frozen.ChannelMax)
+    paired = frozen.MaxMin | frozen.ChannelMax | frozen.ProjectionPooling
+    is_paired = bool(following) and isinstance(following[0], paired)
     is_cut = any(isinstance(operation, frozen.SpaceToDepth) for operation in following)
     return Wanted(is_paired, is_cut and side % 2 == 0)
 
@@ -153,6 +154,17 @@ def _(
 ) -> Grid:
     x, *pair = halves(graph, x)
     return replace(x, pieces=(graph.node("Max", *pair),), channels=x.channels // 2)
+
+
+@emit.register
+def _(
+    operation: frozen.ProjectionPooling, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted
+) -> Grid:
+    x, first, second = halves(graph, x)
+    negative = graph.node("Min", first, graph.number(0.0))
+    squares = [graph.node("Mul", part, part) for part in (negative, second)]
+    distance = graph.node("Sqrt", graph.node("Add", *squares))
+    return replace(x, pieces=(distance,), channels=x.channels // 2)
 
 
 @emit.register

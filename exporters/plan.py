@@ -37,6 +37,7 @@ class LayerShape:
         padding: "circular" or "zero".
         cells: whether the input comes from space-to-depth.
         cut: whether space-to-depth follows.
+        is_local: whether few taps are all of a circular layer, or nearly all.
     """
 
     grid: int
@@ -46,6 +47,7 @@ class LayerShape:
     padding: str
     cells: bool = False
     cut: bool = False
+    is_local: bool = True
 
     @property
     def dense_side(self) -> int:
@@ -126,7 +128,7 @@ def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ..
     _check(shape, form, is_circular=is_circular)
     if form == "spectral" and shape.grid < 3:
         return _copies("fused")
-    if form == "tiled" and shape.grid < TILE:
+    if form == "tiled" and (shape.grid < TILE or not shape.is_local):
         return tuple(_circular(shape))
     return _copies(form) if form in ("spectral", "fused") else (Choice(form),)
 
@@ -134,11 +136,12 @@ def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ..
 def _circular(shape: LayerShape) -> Iterator[Choice]:
     """Forms that work frequency by frequency and are not too large."""
     blocks = shape.grid**2 * shape.in_channels * shape.out_channels
-    if 3 <= shape.grid <= TILE or (shape.grid > TILE and blocks <= SPECTRAL_LIMIT):
+    can_tile = shape.grid > TILE and shape.is_local
+    if shape.grid >= 3 and (not can_tile or blocks <= SPECTRAL_LIMIT):
         yield from _copies("spectral")
     if shape.grid <= FUSED_LIMIT:
         yield from _copies("fused")
-    if shape.grid > TILE:
+    if can_tile:
         yield Choice("tiled")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from lipdeploy.engine_error import ErrorAnalysis
 from lipdeploy.errors import BoundError, ExportError
-from lipdeploy.exporters.freeze import SPECTRAL_FORMS, with_choice
+from lipdeploy.exporters.forms import SPECTRAL_FORMS, with_choice
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Choice, Cost, FormChoice, LayerShape, Target, candidates
 from lipdeploy.frozen import FrozenNetwork, Linear

@@ -12,7 +12,8 @@ errors of `lipdeploy.rounding` for that layer, the distance of the computed from
     e_out <= (L + a) e_in + a ||h_in(x)|| + b,
 
 and the bias adds one rounding of each entry: u (||h_out(x)|| + e_out). Activations, slices and
-rearrangements are exact, keep distances or make them smaller, and do not raise norms.
+rearrangements are exact, keep distances or make them smaller, and do not raise norms; so does
+projection pooling, but that it is rounded, by c + r ||h_in|| (`Rounding.distance_of_pairs`).
 """
 
 import math
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from lipdeploy.bounds import frobenius_upper, row_norms_upper, up
 from lipdeploy.errors import BoundError
-from lipdeploy.frozen import Colour, FrozenNetwork, Linear
+from lipdeploy.frozen import Colour, FrozenNetwork, Linear, ProjectionPooling
 from lipdeploy.rounding import FLOAT64, MARGIN, AffineBound, Arithmetic, Rounding
 
 Array = NDArray[np.float64]
@@ -98,17 +99,19 @@ class ErrorAnalysis:
         x, error = self._image(), 0.0
         rounding = Rounding(FLOAT64)
         for operation in self.network.operations:
-            if not isinstance(operation, Linear):
-                x = operation(x)
-                continue
-            before = _norm_upper(x, error)
-            step = operation.operator.step(rounding)
+            norm, largest = _norm_upper(x, error), float(np.abs(x).max()) + error
             x = operation(x)
+            if isinstance(operation, ProjectionPooling):
+                lost = rounding.distance_of_pairs(x.size, largest)
+                error = (error + lost.constant + lost.slope * norm) * MARGIN
+            if not isinstance(operation, Linear):
+                continue
+            step = operation.operator.step(rounding)
             error = (step.norm_upper + step.rounding_upper) * error
-            error += step.rounding_upper * before + step.underflow
+            error += step.rounding_upper * norm + step.underflow
             error += 2 * FLOAT64.unit_roundoff * (_norm_upper(x, error)) + rounding.flushed(x.size)
             error *= MARGIN
-            yield before, _norm_upper(x, error)
+            yield norm, _norm_upper(x, error)
 
     def shares(self, rounding: Rounding, distance: float) -> tuple[float, ...]:
         """Each linear layer's share of the rounding error of the features at a distance from c."""
@@ -136,15 +139,23 @@ class ErrorAnalysis:
         largest_input = AffineBound(float(LARGEST_PIXEL * 2 * self.network.image_size), 1.0)
         error = largest_input.times(arithmetic.storage_roundoff)
         error = error.plus(AffineBound(0.0, 1.0).times(rounding.entry_roundoff))
-        lipschitz = 1.0
-        for layer, (norm_before, norm_after) in zip(
-            self.network.linear(), self.norms_at_centre, strict=True
-        ):
-            step = layer.operator.step(rounding)
+        lipschitz, after = 1.0, largest_input
+        norms = iter(self.norms_at_centre)
+        side, channels = self.network.image_size, 3
+        for operation in self.network.operations:
+            side, channels = operation.shape_after((side, channels))
+            size = side**2 * channels
+            if isinstance(operation, ProjectionPooling):
+                values = after.plus(error)
+                lost = rounding.distance_of_pairs(size, float(values(reached)[0]))
+                error = error.plus(values.times(lost.slope)).plus(AffineBound(lost.constant, 0.0))
+            if not isinstance(operation, Linear):
+                continue
+            norm_before, norm_after = next(norms)
+            step = operation.operator.step(rounding)
             before = AffineBound(norm_before, lipschitz)
             lipschitz = up(lipschitz * step.norm_upper)
             after = AffineBound(norm_after, lipschitz)
-            size = layer.operator.grid**2 * layer.operator.out_channels
             incoming = before.plus(error)
             partial = incoming.times(2 * step.growth)
             error = error.times(step.norm_upper + step.rounding_upper)

@@ -135,6 +135,29 @@ class ChannelMax:
 
 
 @dataclass(frozen=True)
+class ProjectionPooling:
+    """Distance of channels (p, q) = (i, i + c/2) to the half-line of p >= 0: |(min(p, 0), q)|.
+
+    A distance to a set is 1-Lipschitz (Singla & Feizi, 2022), and at most the norm. Unlike all else
+    that is not linear it is rounded, see `lipdeploy.rounding.Rounding.distance_of_pairs`.
+    """
+
+    kind: ClassVar[str] = "projection_pooling"
+
+    def shape_after(self, shape: Grid) -> Grid:
+        """Half the channels; raises ShapeError for an odd number."""
+        _check_even(shape)
+        return shape[0], shape[1] // 2
+
+    def __call__(self, x: Array) -> Array:
+        """Apply to x of shape (n, n, batch, c)."""
+        first, second = np.split(x, 2, axis=-1)
+        negative = np.minimum(first, 0.0)
+        y: Array = np.sqrt(negative * negative + second * second)
+        return y
+
+
+@dataclass(frozen=True)
 class SpaceToDepth:
     """Neighbourhoods of 2 x 2 become channels; an odd grid first gets a zero row and column."""
 
@@ -153,7 +176,7 @@ class SpaceToDepth:
         return cells.reshape(m, m, batch, 4 * channels)
 
 
-Operation = Shift | Linear | MaxMin | ChannelMax | SpaceToDepth
+Operation = Shift | Linear | MaxMin | ChannelMax | ProjectionPooling | SpaceToDepth
 
 
 def _check_even(shape: Grid) -> None:

@@ -380,6 +380,29 @@ class Rounding:
         """Relative error of one operation on two numbers, result stored."""
         return (self.arithmetic.unit_roundoff + self.arithmetic.storage_roundoff) * MARGIN
 
+    def distance_of_pairs(self, size: int, largest: float) -> "AffineBound":
+        """Error of sqrt(p^2 + q^2) for `size` pairs, as a function of the norm of all of them.
+
+        Squares, sum and root are each within u, the root of engines within 4 u; under the root
+        relative errors halve: at most (2 u) / 2 + 4 u and terms of higher order, 6 u. Of the
+        squares and their sum each may lose what is below eta, so that a root is off by at most
+        sqrt(3 eta) before it is rounded, and the root itself may lose eta.
+
+        Args:
+            size: number of pairs.
+            largest: bound of the absolute value of each number.
+
+        Raises:
+            BoundError: if a square can overflow, or results are stored in fewer bits.
+        """
+        arithmetic = self.arithmetic
+        if arithmetic.storage_roundoff > 0:
+            raise BoundError(f"projection pooling is not bounded in {arithmetic.name}")
+        if not 2 * largest**2 * MARGIN < arithmetic.largest:
+            raise BoundError(f"numbers of this network can overflow in {arithmetic.name}")
+        lost = 2 * math.sqrt(3 * arithmetic.smallest_normal)
+        return AffineBound(lost * math.sqrt(size) * MARGIN, 6 * arithmetic.unit_roundoff * MARGIN)
+
     def flushed(self, size: int) -> float:
         """What `size` sums of two numbers can lose when operands or results become 0."""
         return 4 * self.arithmetic.smallest_normal * math.sqrt(size) + TINY

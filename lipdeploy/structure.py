@@ -12,6 +12,7 @@ from lipdeploy.frozen import (
     Linear,
     MaxMin,
     Operation,
+    ProjectionPooling,
     Shift,
     SpaceToDepth,
 )
@@ -33,7 +34,7 @@ FORMS: dict[str, Callable[..., LinearOperator]] = {
     for kind in (PointwiseMatrix, DenseMatrix, SpectralConv, FusedSpectralConv, TaylorConv)
 } | {TiledConv.form: TiledConv.restore}
 SIMPLE: dict[str, Callable[[], Operation]] = {
-    kind.kind: kind for kind in (MaxMin, ChannelMax, SpaceToDepth)
+    kind.kind: kind for kind in (MaxMin, ChannelMax, ProjectionPooling, SpaceToDepth)
 }
 HEADS: dict[str, type[Head]] = {kind.kind: kind for kind in (LinearHead, MlpHead)}
 

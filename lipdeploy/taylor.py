@@ -143,11 +143,12 @@ class TaylorConv(Convertible):
     def step(self, rounding: Rounding) -> Step:
         """Horner steps v <- x + A v / k: a product for each tap, sums, two more operations.
 
-        All errors are relative to absolute values, so the order of sums does not matter. A term
-        meets at most the roundings of its product, one for each tap, and four more: of 1/k, of the
-        multiplication with it, of the sum with x, and one to spare. With N >= || |A| ||_2, the sum
-        over the taps of || |tap| ||, V_k and E_k bounds of ||v_k|| / ||x|| and of its error,
-        V_(k-1) = 1 + N V_k / k and E_(k-1) = N E_k / k + relative (1 + N (V_k + E_k) / k).
+        New errors are relative to absolute values, so the order of sums does not matter; those that
+        are there already go through A itself. A term meets at most the roundings of its product,
+        one for each tap, and four more: of 1/k, of the multiplication with it, of the sum with x,
+        and one to spare. With L >= ||A||, N >= || |A| ||, the sum over the taps of || |tap| ||, V_k
+        and E_k bounds of ||v_k|| / ||x|| and of its error, V_(k-1) = 1 + L V_k / k and
+        E_(k-1) = L E_k / k + relative (1 + N (V_k + E_k) / k). Both grow with every step.
         """
         arithmetic, taps = rounding.arithmetic, len(self.taps)
         is_held = arithmetic.holds(self.taps)
@@ -159,12 +160,12 @@ class TaylorConv(Convertible):
         stored = (1 + arithmetic.storage_roundoff) ** (taps + len(levels) + 5)
         relative = (summed * stored * (1 + arithmetic.operand_roundoff) ** 2 - 1) * (1 + 1e-9)
         flushed = rounding.flushed(self.grid**2 * self.channels) * (taps * self.channels + 4)
-        size, error, underflow = 1.0, 0.0, 0.0
+        norm, size, error, underflow = self.skew_norm_upper, 1.0, 0.0, 0.0
         for k in range(self.degree, 0, -1):
-            grown = 1 + absolute * (size + error) / k
-            error = (absolute * error / k + relative * grown) * MARGIN
-            underflow = ((absolute + relative) * underflow / k + flushed) * MARGIN
-            size = (1 + absolute * size / k) * MARGIN
+            local = relative * (1 + absolute * (size + error) / k)
+            error = (norm * error / k + local) * MARGIN
+            underflow = ((norm + relative * absolute) * underflow / k + flushed) * MARGIN
+            size = (1 + norm * size / k) * MARGIN
         factor = abs(self.scale)
         twice = 2 * rounding.entry_roundoff * (1 + rounding.entry_roundoff)
         error = factor * (error + twice * (size + error)) * MARGIN

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from lipdeploy.errors import UsageError
 from lipdeploy.training.activations import ChannelMax, MaxMin, SpaceToDepth
+from lipdeploy.training.block_exponential import apply_block_exponential, is_cheaper, whole
 from lipdeploy.training.heads import MlpHead, NormalizedHead, OrthogonalHead, orthogonal_weight
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy, training_loss
@@ -151,6 +152,43 @@ def test_the_fast_gradient_is_exact_to_first_order() -> None:
         assert w.grad is not None
         errors.append((w.grad - exact_gradient(BlockOperator(), w.detach(), x, g)).norm())
     assert errors[1] < errors[0] / 50
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+@pytest.mark.parametrize("kept", [(5, 5), (2, 5), (5, 3)])
+def test_forming_the_exponential_is_the_series_and_its_fast_gradient(
+    kind: str, kept: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    raw = torch.randn(3, 5, 5, dtype=torch.double) * 0.3
+    upper = raw - raw.mT
+    if kind == "complex":
+        other = torch.randn(3, 5, 5, dtype=torch.double) * 0.3
+        upper = torch.cat([upper, other + other.mT], dim=2)
+    parts = 2 if kind == "complex" else 1
+    x = [torch.randn(3, 7, kept[0], dtype=torch.double) for _ in range(parts)]
+    weights = [torch.randn(3, 7, kept[1], dtype=torch.double) for _ in range(parts)]
+
+    def gradients(formed: bool) -> list[Tensor]:
+        u = upper.clone().requires_grad_()
+        inputs = [part.clone().requires_grad_() for part in x]
+        if formed:
+            y = apply_block_exponential(u, torch.cat(inputs, dim=2), kept)
+            outputs = y.split(kept[1], dim=2)
+        else:
+            full = torch.cat([functional.pad(part, (0, 5 - kept[0])) for part in inputs], dim=2)
+            y = apply_exponential(BlockOperator(), whole(u), full, 5)
+            outputs = tuple(part[..., : kept[1]] for part in y.split(5, dim=2))
+        loss = sum((part * weight).sum() for part, weight in zip(outputs, weights, strict=True))
+        return [*outputs, *torch.autograd.grad(loss, [u, *inputs])]
+
+    for mine, other in zip(gradients(True), gradients(False), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_the_exponential_is_formed_where_there_are_many_rows() -> None:
+    assert is_cheaper(128, (510, 16, 32))
+    assert not is_cheaper(128, (1, 1024, 1024))
 
 
 def test_the_input_gradient_is_exact() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lipdeploy.errors import FreezeError, ShapeError
-from lipdeploy.exporters import freeze
+from lipdeploy.exporters import forms
 from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
 from lipdeploy.rounding import FLOAT64, Rounding, exponential_remainder_upper
@@ -35,7 +35,7 @@ def make(choice: Choice, grid: int, c_in: int, c_out: int) -> LinearOperator:
     padding = "circular" if choice in SPECTRAL else "zero"
     kernel_size = 1 if choice.form == "pointwise" else 3
     shape = LayerShape(grid, c_in, c_out, kernel_size, padding)
-    return freeze.freeze_kernel(taps(max(c_in, c_out), kernel_size), shape, choice)
+    return forms.freeze_kernel(taps(max(c_in, c_out), kernel_size), shape, choice)
 
 
 SHAPES = [(1, 4, 4), (2, 3, 4), (3, 4, 4), (4, 4, 2), (5, 3, 4), (6, 3, 3)]
@@ -96,7 +96,7 @@ def test_the_rounding_bound_contains_the_error(factory: Factory, dtype: str) -> 
 def test_the_reference_adds_as_its_bound_says() -> None:
     """Weights on which every addition of a short sum rounds, and one long sum would round more."""
     n, unit = 63, 2.0**-53
-    fourier = freeze.RealFourier(n)
+    fourier = forms.RealFourier(n)
     gain, tiny, cross = 2.0**-6, 2.0**-33 * 1.001, 2.0**-20
     basis = np.zeros((n, n), np.float32)
     basis[0, 0], basis[0, 1:], basis[1:, 0] = 1, cross, 2.0**-26.5 * 1.001 / gain
@@ -174,7 +174,7 @@ def test_every_spectral_form_is_the_exponential_of_the_convolution(
     """Against the exponential of the whole circular operator as one matrix."""
     kernel = taps(4)
     shape = LayerShape(grid, 4, 4, 3, "circular")
-    expected = torch.linalg.matrix_exp(torch.from_numpy(freeze.dense_skew(kernel, shape)))
+    expected = torch.linalg.matrix_exp(torch.from_numpy(forms.dense_skew(kernel, shape)))
     np.testing.assert_allclose(as_matrix(make(choice, grid, 4, 4)), expected, atol=1e-12)
 
 
@@ -196,7 +196,7 @@ def test_rounded_kernels_stay_exactly_skew(dtype: str) -> None:
 def test_the_padded_grid_bounds_a_zero_padded_convolution(grid: int) -> None:
     kernel = taps(4, seed=grid)
     operator = TaylorConv(grid, 4, 4, kernel, degree=8)
-    matrix = freeze.dense_skew(kernel, LayerShape(grid, 4, 4, 3, "zero"))
+    matrix = forms.dense_skew(kernel, LayerShape(grid, 4, 4, 3, "zero"))
     assert np.linalg.norm(matrix, 2) <= operator.skew_norm_upper
     # A grid that is too small for the kernel would wrap around and can be below the truth.
     assert operator.skew_norm_upper <= 1.6 * np.linalg.norm(matrix, 2)
@@ -234,7 +234,7 @@ def test_a_grid_without_room_for_the_kernel_would_miss_the_norm() -> None:
     kernel = np.zeros((9, 1, 1))
     kernel[3], kernel[5] = -1.0, 1.0
     operator = TaylorConv(2, 1, 1, kernel, degree=8)
-    matrix = freeze.dense_skew(kernel, LayerShape(2, 1, 1, 3, "zero"))
+    matrix = forms.dense_skew(kernel, LayerShape(2, 1, 1, 3, "zero"))
     assert np.linalg.norm(matrix, 2) == pytest.approx(1)
     assert operator.skew_norm_upper >= 1
 
@@ -258,7 +258,7 @@ def test_blocks_that_do_not_fit_the_grid_are_refused() -> None:
 def test_a_series_that_would_never_end_is_refused() -> None:
     kernel = taps(4, scale=50.0)
     with pytest.raises(FreezeError, match="more than 200"):
-        freeze.taylor_conv(kernel, LayerShape(3, 4, 4, 3, "zero"))
+        forms.taylor_conv(kernel, LayerShape(3, 4, 4, 3, "zero"))
 
 
 def test_pointwise_is_the_same_matrix_everywhere() -> None:

@@ -7,7 +7,7 @@ from helpers import make_network, random_pixels
 
 from lipdeploy.artifact import make_manifest
 from lipdeploy.certificate import Answers, Certifier
-from lipdeploy.exporters import freeze as freezing
+from lipdeploy.exporters import forms
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.plan import Choice, LayerShape
@@ -70,7 +70,7 @@ def linear_network(seed: int) -> FrozenNetwork:
 
     shape = LayerShape(4, 3, 3, 3, "circular")
     choice = Choice("spectral")
-    layers = [freezing.freeze_kernel(taps(3, seed=seed + i), shape, choice) for i in range(2)]
+    layers = [forms.freeze_kernel(taps(3, seed=seed + i), shape, choice) for i in range(2)]
     generator = np.random.default_rng(seed)
     head = LinearHead(generator.normal(size=(3, 48)), generator.normal(size=3))
     biases = generator.normal(size=(2, 3))

@@ -12,7 +12,7 @@ from test_operators import as_matrix, taps
 from test_verify import write
 
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
-from lipdeploy.exporters.freeze import freeze_kernel
+from lipdeploy.exporters.forms import freeze_kernel
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted
 from lipdeploy.exporters.onnx_operators import emit_operator

@@ -35,6 +35,60 @@ class MaxMin(nn.Module):
         return torch.cat(_max_min(*x.chunk(2, dim=-1)), dim=-1)
 
 
+def rotated(x: Tensor, angles: Tensor) -> Tensor:
+    """Each pair (channel i, channel i + c/2) rotated by an angle; angles of shape (c/2,)."""
+    first, second = x.chunk(2, dim=-1)
+    cosines, sines = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return torch.cat([cosines * first - sines * second, sines * first + cosines * second], dim=-1)
+
+
+class Householder(nn.Module):
+    """Reflect each pair where it lies on one side of a learned line (Singla et al., 2022).
+
+    A rotation, `MaxMin`, and the rotation back; order n is n of these in a row, with angles of
+    their own. Angles begin at 0, which is MaxMin.
+
+    Args:
+        channels: c, even.
+        order: how many reflections.
+    """
+
+    def __init__(self, channels: int, order: int = 1) -> None:
+        super().__init__()
+        self.angles = nn.Parameter(torch.zeros(order, channels // 2))
+        with torch.no_grad():
+            # Equal lines would make every reflection but the first idle.
+            self.angles.copy_(torch.arange(order)[:, None] * torch.pi / (2 * order))
+        self.sort = MaxMin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., c) to (..., c)."""
+        for angles in self.angles:
+            x = rotated(self.sort(rotated(x, angles)), -angles)
+        return x
+
+
+class ProjectionPooling(nn.Module):
+    """Distance of each pair to a half-line of a learned direction (Singla & Feizi, 2022).
+
+    A distance to a set is 1-Lipschitz. Rotated so that the half-line is the positive first axis,
+    the pair (p, q) has the distance |(min(p, 0), q)|.
+
+    Args:
+        channels: c, even.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.angles = nn.Parameter(torch.empty(channels // 2).uniform_(-torch.pi, torch.pi))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., c) to (..., c/2)."""
+        first, second = rotated(x, self.angles).chunk(2, dim=-1)
+        y: Tensor = torch.linalg.vector_norm(torch.stack([first.clamp_max(0), second]), dim=0)
+        return y
+
+
 class ChannelMax(nn.Module):
     """Keep the maximum of each pair (channel i, channel i + c/2); 1-Lipschitz."""
 

@@ -12,6 +12,7 @@ import lipdeploy
 from lipdeploy.choices import check_class_names
 from lipdeploy.errors import ModelError
 from lipdeploy.images import PREPROCESSING
+from lipdeploy.training.layers import main_weight
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.tensor_file import (
     FORMAT_VERSION,
@@ -145,8 +146,10 @@ def _build(architecture: Architecture, card: ModelCard, state: dict[str, Tensor]
 
 def check_weights_fit(architecture: Architecture, state: dict[str, Tensor]) -> None:
     """Raise ValueError where a network would be much larger than the weights that are there."""
-    held = [value.numel() for name, value in state.items() if name.endswith(".centre")]
-    expected = (c * (c - 1) // 2 for c in architecture.kernel_channels())
+    suffix, _ = main_weight(architecture.layer)
+    body = {name: value for name, value in state.items() if name.startswith("body.")}
+    held = [value.numel() for name, value in body.items() if name.endswith(f".{suffix}")]
+    expected = architecture.main_weights()
     head = sum(value.numel() for name, value in state.items() if name.startswith("head."))
     is_body = list(islice(expected, len(held) + 1)) == held
     if not is_body or head < architecture.features * architecture.classes:

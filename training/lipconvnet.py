@@ -3,20 +3,33 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from lipdeploy.choices import check_choice
 from lipdeploy.errors import UsageError
-from lipdeploy.training.activations import ChannelMax, MaxMin, SpaceToDepth
+from lipdeploy.training.activations import (
+    ChannelMax,
+    Householder,
+    MaxMin,
+    ProjectionPooling,
+    SpaceToDepth,
+)
 from lipdeploy.training.heads import HEADS, HeadName, make_head
-from lipdeploy.training.soc import PADDINGS, Padding, SkewOrthogonalConvolution
+from lipdeploy.training.layers import LAYERS, LayerName, main_weight, make_layer
+from lipdeploy.training.soc import PADDINGS, Padding
 
 INPUT_GAIN = 4.0
 """Factor between pixels in [0, 1] and what the first layer sees: features then have unit scale."""
 
 STANDARD_BLOCKS = 5
+
+Activation = Literal["maxmin", "householder", "householder2"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+Pooling = Literal["max", "projection"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,10 @@ class Architecture:
         width: channels after the first layer; even.
         depth: 5 k, where k is the number of convolutions in a block.
         head: "linear", "lln" or "mlp".
-        padding: "circular" or "zero".
+        padding: "circular" or, for SOC, "zero".
+        layer: kind of the convolutions, see `lipdeploy.training.layers`.
+        activation: "maxmin", or "householder" of order 1 or 2.
+        pooling: how a block halves its channels: "max" or "projection".
     """
 
     image_size: int
@@ -38,6 +54,9 @@ class Architecture:
     depth: int = 5
     head: HeadName = "lln"
     padding: Padding = "circular"
+    layer: LayerName = "soc"
+    activation: Activation = "maxmin"
+    pooling: Pooling = "max"
 
     def __post_init__(self) -> None:
         numbers = (self.image_size, self.classes, self.width, self.depth)
@@ -53,6 +72,11 @@ class Architecture:
             raise UsageError(f"--depth {self.depth}: must be a multiple of 5 (5, 10, 15, ...)")
         check_choice("--head", self.head, HEADS)
         check_choice("--padding", self.padding, PADDINGS)
+        check_choice("--layer", self.layer, LAYERS)
+        check_choice("--activation", self.activation, ACTIVATIONS)
+        check_choice("--pooling", self.pooling, POOLINGS)
+        if self.padding == "zero" and self.layer != "soc":
+            raise UsageError(f"--padding zero: --layer {self.layer} is circular; leave one out")
 
     def grids(self) -> list[int]:
         """Side of the grid before each block and after the last one.
@@ -71,13 +95,15 @@ class Architecture:
         grids = self.grids()
         return int(self.width * 2 ** (len(grids) - 1) * grids[-1] ** 2)
 
-    def kernel_channels(self) -> Iterator[int]:
-        """Channels of each skew kernel, first layer to last."""
-        channels = self.width
-        yield max(3, channels)
-        for _ in self.grids()[1:]:
-            yield from repeat(channels, self.depth // 5 - 1)
-            yield 4 * channels
+    def main_weights(self) -> Iterator[int]:
+        """Numbers in the main weight of each convolution, first layer to last."""
+        _, size = main_weight(self.layer)
+        channels, grids = self.width, self.grids()
+        yield size(max(3, channels), 3)
+        for index in range(len(grids) - 1):
+            kernel_size = 1 if index == len(grids) - 2 else 3
+            yield from repeat(size(channels, kernel_size), self.depth // 5 - 1)
+            yield size(4 * channels, kernel_size)
             channels *= 2
 
 
@@ -109,22 +135,36 @@ class LipConvNet(nn.Module):
         self.head = make_head(architecture.head, architecture.features, architecture.classes)
 
     def _convolution(
-        self, in_channels: int, out_channels: int, grid: int, kernel_size: int
-    ) -> SkewOrthogonalConvolution:
-        padding = self.architecture.padding
-        return SkewOrthogonalConvolution(in_channels, out_channels, grid, kernel_size, padding)
+        self, channels: tuple[int, int], grid: int, kernel_size: int, *, strided: bool = False
+    ) -> nn.Module:
+        shape = self.architecture
+        return make_layer(
+            shape.layer, channels, grid, kernel_size, padding=shape.padding, strided=strided
+        )
+
+    def _activation(self, channels: int) -> nn.Module:
+        name = self.architecture.activation
+        if name == "maxmin":
+            return MaxMin()
+        return Householder(channels, order=2 if name == "householder2" else 1)
+
+    def _pooling(self, channels: int) -> nn.Module:
+        is_max = self.architecture.pooling == "max"
+        return ChannelMax() if is_max else ProjectionPooling(channels)
 
     def _first_layer(self, grid: int) -> tuple[list[nn.Module], int]:
         width = self.architecture.width
-        return [self._convolution(3, width, grid, 3), MaxMin()], width
+        return [self._convolution((3, width), grid, 3), self._activation(width)], width
 
     def _block(self, channels: int, grid: int, is_last: bool) -> list[nn.Module]:
         kernel_size = 1 if is_last else 3
         layers: list[nn.Module] = []
         for _ in range(self.architecture.depth // 5 - 1):
-            layers += [self._convolution(channels, channels, grid, kernel_size), MaxMin()]
-        strided = self._convolution(4 * channels, 4 * channels, (grid + 1) // 2, kernel_size)
-        return [*layers, SpaceToDepth(), strided, ChannelMax()]
+            layer = self._convolution((channels, channels), grid, kernel_size)
+            layers += [layer, self._activation(channels)]
+        wide = 4 * channels
+        strided = self._convolution((wide, wide), (grid + 1) // 2, kernel_size, strided=True)
+        return [*layers, SpaceToDepth(), strided, self._pooling(wide)]
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Centre and scale pixels of 0 ... 255."""

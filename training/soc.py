@@ -5,7 +5,6 @@ a skew convolution of max(c_in, c_out) channels: the input is padded with zero c
 surplus output channels are dropped, so the layer is 1-Lipschitz, and orthogonal when c_in = c_out.
 """
 
-import math
 from typing import Literal
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdeploy.fourier import RealFourier, symbol_factors
+from lipdeploy.training.block_exponential import apply_block_exponential, is_cheaper, whole
+from lipdeploy.training.frequencies import Frequencies
 from lipdeploy.training.series import BlockOperator, ZeroPaddedConvolution, apply_exponential
 from lipdeploy.training.skew import SkewKernel
 
@@ -57,15 +58,14 @@ class SkewOrthogonalConvolution(nn.Module):
         self.evaluation_degree = EVALUATION_DEGREE
         self.kernel = SkewKernel(max(in_channels, out_channels), kernel_size)
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        fourier = RealFourier(grid)
-        self._register_constants(fourier, kernel_size)
+        self.frequencies = Frequencies(grid)
+        self._register_factors(kernel_size)
 
-    def _register_constants(self, fourier: RealFourier, kernel_size: int) -> None:
-        frequencies = fourier.real_frequencies(), fourier.complex_frequencies()
-        real, _ = symbol_factors(frequencies[0], kernel_size, fourier.n)
-        cosines, sines = symbol_factors(frequencies[1], kernel_size, fourier.n)
-        named = {"basis": fourier.basis(), "real": real, "cosines": cosines, "sines": sines}
-        for name, values in named.items():
+    def _register_factors(self, kernel_size: int) -> None:
+        fourier = RealFourier(self.grid)
+        real, _ = symbol_factors(fourier.real_frequencies(), kernel_size, self.grid)
+        cosines, sines = symbol_factors(fourier.complex_frequencies(), kernel_size, self.grid)
+        for name, values in {"real": real, "cosines": cosines, "sines": sines}.items():
             self.register_buffer(name, torch.from_numpy(values), persistent=False)
 
     @property
@@ -86,11 +86,26 @@ class SkewOrthogonalConvolution(nn.Module):
     def _pad_channels(self, x: Tensor) -> Tensor:
         return functional.pad(x, (0, self.kernel.channels - x.shape[-1]))
 
+    def _rotate(self, upper: Tensor, parts: list[Tensor]) -> tuple[Tensor, ...]:
+        """The exponential of skew blocks, given by their upper halves, on rows of x.
+
+        Args:
+            upper: shape (f, c, c) or (f, c, 2 c), see `lipdeploy.training.block_exponential`.
+            parts: of x, one or two, (f, n, c_in).
+        """
+        upper = upper.to(parts[0].dtype)
+        if self.training and is_cheaper(parts[0].shape[1], tuple(upper.shape)):
+            kept = self.in_channels, self.out_channels
+            y = apply_block_exponential(upper, torch.cat(parts, dim=2), kept)
+            return tuple(y.chunk(len(parts), dim=2))
+        x = torch.cat([self._pad_channels(part) for part in parts], dim=2)
+        y = apply_exponential(BlockOperator(), whole(upper), x, self.degree)
+        return tuple(part[..., : self.out_channels] for part in y.chunk(len(parts), dim=2))
+
     def _pointwise(self, x: Tensor) -> Tensor:
-        matrix = self.kernel().transpose(1, 2).to(x.dtype)
-        rows = self._pad_channels(x).reshape(1, -1, self.kernel.channels)
-        y = apply_exponential(BlockOperator(), matrix, rows, self.degree)
-        return y.view(*x.shape[:3], -1)[..., : self.out_channels]
+        rows = x.reshape(1, -1, self.in_channels)
+        (y,) = self._rotate(self.kernel().transpose(1, 2), [rows])
+        return y.reshape(*x.shape[:3], -1)
 
     def _zero_padded(self, x: Tensor) -> Tensor:
         taps, k = self.kernel(), self.kernel.kernel_size
@@ -102,25 +117,15 @@ class SkewOrthogonalConvolution(nn.Module):
     def _spectral(self, x: Tensor) -> Tensor:
         """Apply the series to every independent frequency: 4 to 9 times less work than taps."""
         taps = self.kernel().transpose(1, 2)
-        real, imaginary, self_mirror = split_frequencies(self._transform(x))
+        real, imaginary, self_mirror = self.frequencies.split(x)
         y_self_mirror = self._real_blocks(taps, self_mirror)
         y_real, y_imaginary = self._complex_blocks(taps, real, imaginary)
-        return self._transform_back(join_frequencies(y_real, y_imaginary, y_self_mirror, self.grid))
-
-    def _transform(self, x: Tensor) -> Tensor:
-        n, basis = self.grid, self.get_buffer("basis").to(x.dtype)
-        rows = basis @ x.reshape(n, -1)
-        return (basis @ rows.view(n, n, -1)).view(x.shape)
-
-    def _transform_back(self, x: Tensor) -> Tensor:
-        n, basis = self.grid, self.get_buffer("basis").to(x.dtype).T
-        columns = basis @ x.view(n, n, -1)
-        return (basis @ columns.view(n, -1)).view(x.shape)
+        return self.frequencies.join(y_real, y_imaginary, y_self_mirror)
 
     def _real_blocks(self, taps: Tensor, x: Tensor) -> Tensor:
-        blocks = torch.tensordot(self.get_buffer("real").to(taps), taps, dims=1).to(x.dtype)
-        y = apply_exponential(BlockOperator(), blocks, self._pad_channels(x), self.degree)
-        return y[..., : self.out_channels]
+        blocks = torch.tensordot(self.get_buffer("real").to(taps), taps, dims=1)
+        (y,) = self._rotate(blocks, [x])
+        return y
 
     def _complex_blocks(
         self, taps: Tensor, real: Tensor, imaginary: Tensor
@@ -130,53 +135,5 @@ class SkewOrthogonalConvolution(nn.Module):
             return empty, empty
         cosine = torch.tensordot(self.get_buffer("cosines").to(taps), taps, dims=1)
         sine = torch.tensordot(self.get_buffer("sines").to(taps), taps, dims=1)
-        upper = torch.cat([cosine, sine], dim=2)
-        blocks = torch.cat([upper, torch.cat([-sine, cosine], dim=2)], dim=1).to(real.dtype)
-        both = torch.cat([self._pad_channels(real), self._pad_channels(imaginary)], dim=2)
-        y = apply_exponential(BlockOperator(), blocks, both, self.degree)
-        y_real, y_imaginary = y.split(self.kernel.channels, dim=2)
-        return y_real[..., : self.out_channels], y_imaginary[..., : self.out_channels]
-
-
-def split_frequencies(coefficients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Sort the coefficients of an n x n grid by frequency (see `lipdeploy.fourier`).
-
-    The butterfly is scaled by sqrt(1/2), so the map is an isometry.
-
-    Args:
-        coefficients: shape (n, n, batch, c).
-
-    Returns:
-        Real parts and imaginary parts of the complex frequencies, (count, batch, c) each, and the
-        real frequencies, (edge**2, batch, c).
-    """
-    e, c, s = RealFourier(coefficients.shape[0]).parts
-    half = math.sqrt(0.5)
-    cc, ss = coefficients[c, c] * half, coefficients[s, s] * half
-    cs, sc = coefficients[c, s] * half, coefficients[s, c] * half
-    real = [coefficients[e, c], coefficients[c, e], cc - ss, cc + ss]
-    imaginary = [coefficients[e, s], coefficients[s, e], cs + sc, sc - cs]
-    return _stack(real), _stack(imaginary), coefficients[e, e].flatten(0, 1)
-
-
-def _stack(parts: list[Tensor]) -> Tensor:
-    return torch.cat([part.flatten(0, 1) for part in parts])
-
-
-def join_frequencies(real: Tensor, imaginary: Tensor, self_mirror: Tensor, n: int) -> Tensor:
-    """Undo `split_frequencies`; returns coefficients of shape (n, n, batch, c)."""
-    fourier = RealFourier(n)
-    e, h, half = fourier.edge, fourier.interior, math.sqrt(0.5)
-    sizes = [e * h, h * e, h * h, h * h]
-    ec, ce, plus, minus = real.split(sizes)
-    es, se, plus_i, minus_i = imaginary.split(sizes)
-    cc, ss = (plus + minus) * half, (minus - plus) * half
-    cs, sc = (plus_i - minus_i) * half, (plus_i + minus_i) * half
-
-    def block(values: Tensor, height: int, width: int) -> Tensor:
-        return values.reshape(height, width, *values.shape[1:])
-
-    top = torch.cat([block(self_mirror, e, e), block(ec, e, h), block(es, e, h)], dim=1)
-    middle = torch.cat([block(ce, h, e), block(cc, h, h), block(cs, h, h)], dim=1)
-    bottom = torch.cat([block(se, h, e), block(sc, h, h), block(ss, h, h)], dim=1)
-    return torch.cat([top, middle, bottom])
+        first, second = self._rotate(torch.cat([cosine, sine], dim=2), [real, imaginary])
+        return first, second

@@ -85,7 +85,31 @@ Padding = Annotated[
     str,
     typer.Option(
         autocompletion=_one_of("circular", "zero"),
-        help="circular (cheap to freeze) or zero.",
+        help="circular (cheap to freeze) or, of soc, zero.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Layer = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("soc", "bcop", "cayley", "aol", "sll", "aoc", "bro"),
+        help="soc, bcop, cayley, aoc, bro (orthogonal), aol or sll (1-Lipschitz).",
+        rich_help_panel=NETWORK,
+    ),
+]
+Activation = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("maxmin", "householder", "householder2"),
+        help="maxmin, or householder (learned reflections) of order 1 or 2.",
+        rich_help_panel=NETWORK,
+    ),
+]
+Pooling = Annotated[
+    str,
+    typer.Option(
+        autocompletion=_one_of("max", "projection"),
+        help="max of channel pairs, or projection (distance to a learned half-line).",
         rich_help_panel=NETWORK,
     ),
 ]

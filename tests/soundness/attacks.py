@@ -11,7 +11,15 @@ import numpy as np
 
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.engine_error import distances_upper
-from lipdeploy.frozen import ChannelMax, FrozenNetwork, Linear, MaxMin, Operation, Shift
+from lipdeploy.frozen import (
+    ChannelMax,
+    FrozenNetwork,
+    Linear,
+    MaxMin,
+    Operation,
+    ProjectionPooling,
+    Shift,
+)
 from lipdeploy.heads import LinearHead
 from lipdeploy.mlp_head import MlpHead
 from lipdeploy.runtimes import Runtime
@@ -61,6 +69,8 @@ class Differentiable:
             return self._linear(operation, x)
         if isinstance(operation, MaxMin | ChannelMax):
             return self._pairs(operation, x)
+        if isinstance(operation, ProjectionPooling):
+            return self._distances(operation, x)
         odd = x.shape[0] % 2
         assert not odd, "attacked networks have even grids"
         return operation(x), _depth_to_space
@@ -97,6 +107,17 @@ class Differentiable:
             return np.concatenate(parts, axis=-1)
 
         return operation(x), backward
+
+    def _distances(self, operation: Operation, x: np.ndarray) -> tuple[np.ndarray, Backward]:
+        first, second = np.split(x, 2, axis=-1)
+        towards = np.concatenate([np.minimum(first, 0), second], axis=-1)
+        y = operation(x)
+
+        def backward(g: np.ndarray) -> np.ndarray:
+            scaled = g / np.maximum(y, 1e-30)
+            return np.concatenate([scaled, scaled], axis=-1) * towards
+
+        return y, backward
 
 
 def _depth_to_space(g: np.ndarray) -> np.ndarray:

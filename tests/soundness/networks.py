@@ -58,6 +58,9 @@ def _cases() -> Iterator[Case]:
                 yield Case(f"{name}, float32", frozen, accumulations[seed % 3])
                 if kind == "trained":
                     yield Case(f"{name}, float64", frozen, None)
+    yield Case("sll, projection pooling", _of_kind("sll", "projection"), "blocked")
+    yield Case("bro, projection pooling, float64", _of_kind("bro", "projection"), None)
+    yield Case("aol, householder", _of_kind("aol", "max"), "same-order")
     yield Case("zero-padded series", _series(), "blocked")
     yield Case("biases of 1e6", _large_biases(), "blocked")
     yield Case("biases of 1e6, same order", _large_biases(), "same-order")
@@ -88,6 +91,12 @@ def train(network: LipConvNet, seed: int) -> None:
 
 def _plain(seed: int, **shape: object) -> FrozenNetwork:
     return freeze(make_network(seed, SIDE, **shape).double()).stored_as("float32")
+
+
+def _of_kind(layer: str, pooling: str) -> FrozenNetwork:
+    network = make_network(39, SIDE, layer=layer, pooling=pooling, activation="householder")
+    train(network, 39)
+    return freeze(network.double()).stored_as("float32")
 
 
 def _series() -> FrozenNetwork:

@@ -1,0 +1,198 @@
+"""One choice at a time around a base network, at an equal number of images: `make study`.
+
+Trains on part of the training images and evaluates on others of them, never on the test images:
+a study is for choosing. Certificates are those of the statement *network*, in float64 through the
+frozen network. Rows that are there already are not trained again.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from lipdeploy.exporters.freeze import freeze
+from lipdeploy.report.console import print_note
+from lipdeploy.training.checkpoint import load_model
+from lipdeploy.training.data import Dataset, LabelledImages, load_folder, split_validation
+from lipdeploy.training.lipconvnet import Architecture
+from lipdeploy.training.loop import Trainer
+from lipdeploy.training.metrics import EpochMetrics
+from lipdeploy.training.options import TrainingOptions
+
+RESULTS = Path(__file__).parent / "results" / "study-cpu.json"
+IMAGES, HELD = 10_000, 2_000
+RADII = (36, 72, 108)
+SEEDS = (0, 1, 2)
+SPLIT_SEED = 1234
+BASE = {"width": 16, "head": "lln"}
+SCHEDULE: dict[str, Any] = {"epochs": 6, "batch_size": 128, "precision": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the table: what differs from the base.
+
+    Attributes:
+        name: for people.
+        shape: of the architecture.
+        options: of the training.
+        seeds: how often it is trained.
+    """
+
+    name: str
+    shape: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = SEEDS[:1]
+
+
+VARIANTS = (
+    Variant("base: SOC, LLN head, width 16, depth 5", seeds=SEEDS),
+    Variant("zero padding", {"padding": "zero"}, seeds=SEEDS),
+    Variant("linear head", {"head": "linear"}),
+    Variant("MLP head", {"head": "mlp"}, seeds=SEEDS),
+    Variant("MLP head, curvature penalty 0.1", {"head": "mlp"}, {"curvature": 0.1}),
+    Variant("MLP head, curvature penalty 0.5", {"head": "mlp"}, {"curvature": 0.5}),
+    Variant("projection pooling", {"pooling": "projection"}),
+    Variant("Householder activation", {"activation": "householder"}),
+    Variant("Householder activation, order 2", {"activation": "householder2"}),
+    Variant("u 1.41, T 0.25", options={"offset": 1.41}),
+    Variant("u 0.35, T 0.06", options={"offset": 0.35, "temperature": 0.06}),
+    Variant("BCOP", {"layer": "bcop"}),
+    Variant("AOC", {"layer": "aoc"}),
+    Variant("Cayley", {"layer": "cayley"}),
+    Variant("BRO", {"layer": "bro"}),
+    Variant("AOL", {"layer": "aol"}),
+    Variant("SLL", {"layer": "sll"}),
+    Variant("width 8", {"width": 8}),
+    Variant("width 32", {"width": 32}),
+    Variant("depth 10", {"depth": 10}),
+    Variant("depth 15", {"depth": 15}),
+)
+
+
+class Silent:
+    """Watches a run and says nothing."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None:
+        """Of no interest."""
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Of no interest."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training reached.
+
+    Attributes:
+        name: of the variant.
+        seed: of weights, order and augmentation.
+        seconds: of the training.
+        clean: share of right answers.
+        certified: shares certified beyond each of `RADII`, in units of 1/255.
+    """
+
+    name: str
+    seed: int
+    seconds: float
+    clean: float
+    certified: tuple[float, ...]
+
+
+def accuracies(model: Path, images: LabelledImages) -> tuple[float, tuple[float, ...]]:
+    """Clean and certified shares of the frozen network."""
+    frozen = freeze(load_model(model).network)
+    features = np.concatenate(
+        [frozen.features(part.double().numpy()) for part in images.pixels.split(250)]
+    )
+    winners = frozen.head.logits(features).argmax(axis=1)
+    radii = frozen.head.radii_lower(features, winners) / frozen.lipschitz_upper
+    right = winners == images.labels.numpy()
+    return float(right.mean()), tuple(float((right & (radii > r)).mean()) for r in RADII)
+
+
+def run(variant: Variant, seed: int, dataset: Dataset, held: LabelledImages) -> Run:
+    """Train and evaluate one network."""
+    shape = Architecture(32, len(dataset.classes), **(BASE | variant.shape))
+    options = TrainingOptions(**(SCHEDULE | variant.options), seed=seed, validation=0)
+    with TemporaryDirectory() as folder:
+        trainer = Trainer(dataset, shape, options, Path(folder) / "run", "make study")
+        start = time.perf_counter()
+        trainer.run(Silent())
+        seconds = time.perf_counter() - start
+        clean, certified = accuracies(trainer.model_path, held)
+    return Run(variant.name, seed, seconds, clean, certified)
+
+
+def read() -> list[Run]:
+    """The runs that are there."""
+    if not RESULTS.is_file():
+        return []
+    rows = json.loads(RESULTS.read_text())
+    return [Run(**row | {"certified": tuple(row["certified"])}) for row in rows]
+
+
+def missing(runs: list[Run]) -> Iterator[tuple[Variant, int]]:
+    """What is not there: first seeds first."""
+    done = {(found.name, found.seed) for found in runs}
+    for seed in SEEDS:
+        for variant in VARIANTS:
+            if seed in variant.seeds and (variant.name, seed) not in done:
+                yield variant, seed
+
+
+def percent(values: list[float]) -> str:
+    """The mean, and the largest distance from it where there are several."""
+    mean = 100 * statistics.mean(values)
+    spread = max(abs(100 * value - mean) for value in values)
+    return f"{mean:.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
+
+
+def print_table(runs: list[Run]) -> None:
+    """One line a variant."""
+    title = (
+        f"{IMAGES:,} images of cifar10-jpeg, {SCHEDULE['epochs']} epochs, {HELD:,} other training "
+        f"images, %; ± is the largest distance of a seed from the mean; a standard error is 1.1"
+    )
+    table = Table("", "seeds", "clean", *(f"{r}/255" for r in RADII), "s", title=title)
+    for variant in VARIANTS:
+        found = [row for row in runs if row.name == variant.name]
+        if found:
+            columns = [[row.clean for row in found]]
+            columns += [[row.certified[i] for row in found] for i in range(len(RADII))]
+            seconds = statistics.median(row.seconds for row in found)
+            table.add_row(variant.name, str(len(found)), *map(percent, columns), f"{seconds:.0f}")
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    """Train what is missing, then print everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"))
+    parser.add_argument("--minutes", type=float, default=90.0, help="begin no run after that")
+    asked = parser.parse_args()
+    whole = load_folder(asked.data, None, 1, lambda done, total: None)
+    used, _ = split_validation(whole.images, 1 - (IMAGES + HELD) / len(whole.images), SPLIT_SEED)
+    training, held = split_validation(used, HELD / len(used), SPLIT_SEED)
+    dataset = Dataset(whole.name, whole.classes, training)
+    runs, start = read(), time.monotonic()
+    for variant, seed in missing(runs):
+        if time.monotonic() - start > 60 * asked.minutes:
+            break
+        runs.append(run(variant, seed, dataset, held))
+        print_note(str(runs[-1]))
+        RESULTS.write_text(json.dumps([asdict(row) for row in runs], indent=1) + "\n")
+    print_table(runs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""What a training step takes, beside the paper's; `make bench-train`.
+
+The opponent is in `paper`. Both sides take the same steps: forward, loss, backward, gradients cut
+to a length, one step of the optimizer.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from inference.results import describe_machine
+from inference.timing import Timing, fastest, interleave
+from paper import PaperNetwork
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from lipdeploy.exporters.freeze import freeze
+from lipdeploy.report.console import print_json, print_note
+from lipdeploy.training.data import augment, batches, channel_mean, load_folder
+from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.losses import offset_cross_entropy
+
+OURS, PAPER = "lipdeploy, bfloat16", "paper, float32"
+SECONDS = 20.0
+"""Of timing a case, about."""
+
+IMAGES, HELD, EPOCHS, SEEDS = 10_000, 1_000, 5, (0, 1, 2)
+"""Of the runs that compare accuracy."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and a batch size."""
+
+    width: int
+    depth: int
+    batch: int
+
+
+QUICK = tuple(Case(width, 5, batch) for width in (16, 32) for batch in (128, 256))
+WHOLE = (*QUICK, Case(16, 15, 128), Case(16, 15, 256))
+
+
+class Side:
+    """One of the two that train.
+
+    Args:
+        name: `OURS` or `PAPER`.
+        shape: of the network.
+        mean: of the training pixels.
+        steps: of the schedule.
+        memory_format: of the opponent's images.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shape: Architecture,
+        mean: Tensor,
+        steps: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        self.network = LipConvNet(shape, mean).train()
+        self.model: nn.Module = self.network
+        if name == OURS:
+            self.network.body_dtype = torch.bfloat16
+        else:
+            self.model = PaperNetwork(self.network, memory_format)
+        parameters = list(self.network.parameters())
+        self.optimizer = torch.optim.SGD(parameters, lr=0.2, momentum=0.9, nesterov=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, max_lr=0.2, total_steps=steps + 1, cycle_momentum=False
+        )
+
+    def step(self, pixels: Tensor, labels: Tensor) -> None:
+        """Forward, loss, backward, update."""
+        self.optimizer.zero_grad()
+        loss = offset_cross_entropy(self.model(pixels), labels, 1.6, 1.0)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+        self.schedule.step()
+
+
+def padding_of(name: str) -> str:
+    """What each side trains with."""
+    return "circular" if name == OURS else "zero"
+
+
+def sides(case: Case) -> dict[str, Callable[[], object]]:
+    """A step of each side, that of the paper in its faster memory format."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (case.batch, 3, 32, 32)).float()
+    labels = torch.randint(0, 10, (case.batch,))
+    steps: dict[str, Callable[[], object]] = {}
+    formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
+    for name in (OURS, *formats):
+        padding = padding_of(name)
+        shape = Architecture(32, 10, width=case.width, depth=case.depth, padding=padding)
+        layout = formats.get(name, torch.contiguous_format)
+        side = Side(name, shape, torch.full((3,), 120.0), 10**6, layout)
+        steps[name] = lambda side=side: side.step(pixels, labels)
+    chosen = fastest({name: steps[name] for name in formats})
+    return {OURS: steps[OURS], PAPER: steps[chosen]}
+
+
+def timed(case: Case) -> dict[str, Timing]:
+    """Both sides in turns."""
+    print_note(f"LipConvNet-{case.depth}, width {case.width}, batch {case.batch}")
+    timings, skipped = interleave(sides(case), SECONDS, longest=60.0)
+    if skipped:
+        raise RuntimeError(f"not timed: {skipped}")
+    return timings
+
+
+def print_steps(measured: dict[Case, dict[str, Timing]]) -> None:
+    """The table of steps."""
+    table = Table("network", "batch", "paper", "lipdeploy", "times as fast", title="A step")
+    for case, timings in measured.items():
+        cells = []
+        for name in (PAPER, OURS):
+            low, high = timings[name].spread
+            cells.append(f"{timings[name].median:.3f} s ({low:.3f} to {high:.3f})")
+        ratio = timings[PAPER].over(timings[OURS])
+        label = f"LipConvNet-{case.depth}, width {case.width}"
+        table.add_row(label, str(case.batch), *cells, f"{ratio:.2f}")
+    Console(width=110).print(table)
+
+
+def summary(measured: dict[Case, dict[str, Timing]]) -> dict[str, float]:
+    """The smallest ratio of each width of LipConvNet-5, and of LipConvNet-15."""
+    ratios: dict[str, list[float]] = {}
+    for case, timings in measured.items():
+        name = f"speedup_width{case.width}" + ("_depth15" if case.depth == 15 else "")
+        ratios.setdefault(name, []).append(timings[PAPER].over(timings[OURS]))
+    return {name: round(min(found), 3) for name, found in ratios.items()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one run reached, on images of the training part that it did not see."""
+
+    name: str
+    seed: int
+    seconds: float
+    clean: float
+    certified: float
+
+
+def train(name: str, seed: int, folder: Path) -> Trained:
+    """Train width 16 for a few epochs, then freeze and certify in float64."""
+    images = load_folder(folder, None, 1, lambda done, total: None).images
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    training, held = images.select(order[:IMAGES]), images.select(order[IMAGES : IMAGES + HELD])
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    mean = channel_mean(training)
+    shape = Architecture(32, 10, width=16, padding=padding_of(name))
+    side = Side(name, shape, mean, EPOCHS * (IMAGES // 128))
+    start = time.perf_counter()
+    for _ in range(EPOCHS):
+        for pixels, labels in batches(training, 128, generator):
+            side.step(augment(pixels, mean, generator, 4), labels)
+    seconds = time.perf_counter() - start
+    frozen = freeze(side.network.eval())
+    features = frozen.features(held.pixels.double().numpy())
+    winners = frozen.head.logits(features).argmax(axis=1)
+    radii = frozen.head.radii_lower(features, winners) / frozen.lipschitz_upper
+    right = winners == held.labels.numpy()
+    certified = float(np.mean(right & (radii > 36)))
+    return Trained(name, seed, seconds, float(np.mean(right)), certified)
+
+
+def print_runs(runs: list[Trained]) -> None:
+    """The table of accuracies."""
+    title = f"Width 16, {IMAGES:,} images, {EPOCHS} epochs, {HELD:,} other images, %"
+    table = Table("", "seed", "seconds", "clean", "certified at 36/255", title=title)
+    for run in runs:
+        cells = f"{run.seconds:.0f}", f"{100 * run.clean:.1f}", f"{100 * run.certified:.1f}"
+        table.add_row(run.name, str(run.seed), *cells)
+    Console(width=110).print(table)
+
+
+def profile(case: Case) -> None:
+    """Where a step of ours spends its time."""
+    step = sides(case)[OURS]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        for _ in range(3):
+            step()
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=18))
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="steps of LipConvNet-5 alone")
+    parser.add_argument("--profile", action="store_true", help="where a step spends its time")
+    parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"))
+    asked = parser.parse_args()
+    print(describe_machine())
+    if asked.profile:
+        profile(QUICK[0])
+        return
+    cases = QUICK if asked.quick else WHOLE
+    measured = {case: timed(case) for case in cases}
+    print_steps(measured)
+    runs: list[Trained] = []
+    if not asked.quick:
+        runs = [train(name, seed, asked.data) for seed in SEEDS for name in (PAPER, OURS)]
+        print_runs(runs)
+    print_json(summary(measured) | ({"runs": [asdict(run) for run in runs]} if runs else {}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The opponent of the training benchmark takes the paper's steps; the study goes on."""
+
+import copy
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from helpers import make_network
+from paper import PaperNetwork
+from torch import Tensor, nn
+
+FORMATS = [torch.contiguous_format, torch.channels_last]
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def script(name: str) -> ModuleType:
+    """A script of the benchmarks, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def logits_and_gradients(network: nn.Module, pixels: Tensor) -> list[Tensor]:
+    logits = network(pixels)
+    gradients = torch.autograd.grad(logits.square().sum(), list(network.parameters()))
+    return [logits, *gradients]
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("depth", [5, 10])
+def test_the_opponent_takes_the_steps_of_a_zero_padded_network(
+    depth: int, memory_format: torch.memory_format
+) -> None:
+    network = make_network(image_size=8, depth=depth, padding="zero").double().train()
+    pixels = torch.rand(4, 3, 8, 8, dtype=torch.double) * 255
+    opponent = PaperNetwork(copy.deepcopy(network), memory_format)
+    for mine, other in zip(
+        logits_and_gradients(network, pixels),
+        logits_and_gradients(opponent, pixels),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other)
+
+
+def test_both_sides_learn_and_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    training = script("training")
+    training.SECONDS = 0.1
+    case = training.Case(width=4, depth=5, batch=8)
+    measured = {case: training.timed(case)}
+    training.print_steps(measured)
+    assert "width 4" in capsys.readouterr().out
+    assert set(training.summary(measured)) == {"speedup_width4"}
+
+
+def test_the_study_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = script("study")
+    monkeypatch.setattr(study, "RESULTS", tmp_path / "study.json")
+    names = [variant.name for variant in study.VARIANTS]
+    assert len(set(names)) == len(names)
+    first, *rest = study.missing([])
+    done = study.Run(first[0].name, first[1], 1.0, 0.5, (0.3, 0.2, 0.1))
+    study.RESULTS.write_text(json.dumps([vars(done)]))
+    assert study.read() == [done]
+    assert list(study.missing([done])) == rest
+    study.print_table([done])
+    assert "50.0" in capsys.readouterr().out
