@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor, nn
 
 from lipdeploy import frozen
+from lipdeploy.arithmetic import stored
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.exponential import skew_exponential
 from lipdeploy.exporters.onnx_cost import CostModel
@@ -26,9 +27,8 @@ from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import exponential_remainder_upper, stored
 from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
-from lipdeploy.taylor import MAX_DEGREE, TaylorConv
+from lipdeploy.taylor import MAX_DEGREE, TaylorConv, exponential_remainder_upper
 from lipdeploy.training import activations, heads
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
