@@ -21,9 +21,10 @@ class Arithmetic:
         operand_bits: significand bits of the operands of a product; longer ones are cut.
         operand_roundoff: largest relative change of an operand by that; 0 where there is none.
         storage_roundoff: largest relative change of a result when it is stored.
-        smallest_normal: anything smaller may become 0, as an operand or a result.
+        smallest_normal: anything smaller may become 0, as an operand or as a result that is stored.
         largest: largest finite number of a result.
         largest_sum: largest finite number of a partial sum.
+        smallest_sum: any product or partial sum that is smaller may become 0.
         has_program: whether the statement *program* is offered in it. Not on tensor cores, where
             libraries may sum in fewer bits than the model says, and do not tell.
     """
@@ -37,6 +38,7 @@ class Arithmetic:
     storage_roundoff: float = 0.0
     has_program: bool = True
     largest_sum: float = 2.0**127
+    smallest_sum: float = 2.0**-126
 
     @property
     def input_roundoff(self) -> float:
@@ -90,7 +92,15 @@ class Arithmetic:
         return bool(np.all(scaled == np.rint(scaled)))
 
 
-FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023, largest_sum=2.0**1023)
+FLOAT64 = Arithmetic(
+    "float64",
+    UNIT_ROUNDOFF,
+    53,
+    2.0**-1022,
+    2.0**1023,
+    largest_sum=2.0**1023,
+    smallest_sum=2.0**-1022,
+)
 FLOAT32 = Arithmetic("float32", 2.0**-24, 24, 2.0**-126, 2.0**127)
 # Tensor cores are not IEEE: operands are truncated (TF32) and sums keep 23 to 25 bits.
 TF32 = Arithmetic(

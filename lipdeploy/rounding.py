@@ -191,10 +191,7 @@ class Rounding:
         Operands cut to fewer bits change by a relative u_in each: L u_in for x, unless x is stored
         in those bits (`Arithmetic.input_roundoff`); || |M| || u_in for M, unless M has no more.
         Storing changes the result by a relative u_store, that of a tree of additions in
-        `_accumulated`. Flushed:
-        of n products and n - 1 sums each may lose a number below eta, 2 n eta for each output, and
-        as operands x may lose eta each, M nothing, since `Arithmetic.holds` finds it (M is float16
-        or flushed before it is stored; else `BoundError`).
+        `_accumulated`.
         """
         arithmetic, n = self.arithmetic, product.length
         norm, absolute = product.norm_upper, product.absolute_norm_upper
@@ -207,10 +204,27 @@ class Rounding:
         error = norm * of_input + of_weights * (1 + of_input) + self._accumulated(product) * growth
         if n <= (self.block or n):
             error += arithmetic.storage_roundoff * (norm + error)
-        outputs = math.sqrt(product.size)
-        flushed = (2 * n + absolute * math.sqrt(n)) * outputs * arithmetic.smallest_normal * MARGIN
         results = (norm + error) * growth * 1.01
-        return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01, results)
+        flushed = self._flushed(product)
+        return Step(norm, error * MARGIN, flushed, absolute * growth * 1.01, results)
+
+    def _flushed(self, product: Product) -> float:
+        """What a product can lose when numbers become 0.
+
+        For each output n products and n - 1 sums may lose a number below that of sums each, and
+        the results of its k blocks and of the k - 1 additions one below eta each where they are
+        stored, or else are read; half as much again covers that what was lost is rounded on. As
+        operands the n entries of an x may lose eta each, if need be others for each output: at
+        most || |M| || n^(1/2) eta for each x, of which there are as many as outputs of one fit
+        into all. M loses nothing, since `Arithmetic.holds` finds it (M is float16 or flushed
+        before it is stored; else `BoundError`).
+        """
+        arithmetic, n = self.arithmetic, product.length
+        stores = 3 * -(-n // (self.block or n)) if arithmetic.storage_roundoff else 0
+        eta, inputs = arithmetic.smallest_normal, product.size / product.matrices.shape[-1]
+        of_sums = (2 * n * arithmetic.smallest_sum + stores * eta) * math.sqrt(product.size)
+        of_operands = product.absolute_norm_upper * math.sqrt(n) * eta * math.sqrt(inputs)
+        return (of_sums + of_operands) * MARGIN + TINY
 
     def joined(self, products: Sequence[Product]) -> Step:
         """Matrix products of disjoint parts of x, whose results are added one after the other.

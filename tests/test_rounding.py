@@ -128,6 +128,46 @@ def test_flushed_numbers_are_covered() -> None:
     assert Rounding(FLOAT32).flushed(25) >= 2 * eta * 5
 
 
+def test_sums_of_half_precision_lose_only_what_is_stored_or_read() -> None:
+    """Sixty-four products far below the smallest normal float16 add up to just below it."""
+    eta = FLOAT16.smallest_normal
+    length, outputs = 64, 4
+    weights = np.full((length, outputs), 0.99 / length).astype(np.float16)
+    x = np.full(length, eta)
+    lost = np.linalg.norm(x @ weights.astype(float))
+    step = Rounding(FLOAT16).product(Product(weights, outputs))
+    assert 0.9 * eta * outputs**0.5 < lost < eta * outputs**0.5
+    assert lost <= step.underflow <= 5 * lost
+
+
+@pytest.mark.parametrize("block", [None, 16])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.sampled_from([3, 16, 40, 200]))
+def test_half_precision_near_its_smallest_numbers_is_within_its_bound(
+    block: int | None, seed: int, length: int
+) -> None:
+    """Operands and what is stored are flushed, sums in float32, several x at once."""
+    generator = np.random.default_rng(seed)
+    x = as_stored(FLOAT16, generator.normal(size=(5, length)) * 2.0**-14)
+    weights = FLOAT16.nearest(generator.normal(size=(length, 6)) / length**0.5)
+    parts = []
+    for start in range(0, length, block or length):
+        cuts = slice(start, start + (block or length))
+        products = (flushed(x)[:, cuts, None] * weights[cuts]).astype(np.float32)
+        parts.append(flushed(as_stored(FLOAT16, products.sum(axis=1, dtype=np.float32))))
+    while len(parts) > 1:
+        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        parts = [flushed(as_stored(FLOAT16, sum(pair))) for pair in pairs]
+    step = Rounding(FLOAT16, "blocked", block).product(Product(weights, 5 * 6))
+    error = np.linalg.norm(parts[0] - x @ weights.astype(float))
+    assert error <= step.rounding_upper * np.linalg.norm(x) + step.underflow
+
+
+def flushed(values: np.ndarray) -> np.ndarray:
+    """Numbers too small for float16 are 0."""
+    return np.where(np.abs(values) < FLOAT16.smallest_normal, 0.0, values)
+
+
 def tree(values: list[Fraction], block: int) -> list[int]:
     """Additions on each level when a graph joins blocks as `GraphBuilder.sum` does."""
     parts = [values[i : i + block] for i in range(0, len(values), block)]
