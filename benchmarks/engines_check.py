@@ -22,7 +22,8 @@ from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import EngineError, ExportError
 from lipdeploy.exporters.engine_file import read_engine
-from lipdeploy.exporters.export import SUFFIXES, ExportOptions, export_model
+from lipdeploy.exporters.export import export_model
+from lipdeploy.exporters.options import SUFFIXES, ExportOptions
 from lipdeploy.heads import NO_SLACK
 from lipdeploy.images import network_input
 from lipdeploy.report.console import plain_table, print_json, print_line, print_note, print_table

@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from lipdeploy.exporters import freeze
-from lipdeploy.exporters.export import ExportOptions, export_model
+from lipdeploy.exporters.export import export_model
+from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 

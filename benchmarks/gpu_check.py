@@ -21,7 +21,7 @@ from engines_check import Comparison, Way, batches, engines, summary, table
 from lipdeploy.canary import canary_difference, check_canary
 from lipdeploy.datasets import scan_folder
 from lipdeploy.errors import ArithmeticMismatchError, LipdeployError
-from lipdeploy.exporters.export import ExportOptions
+from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.report.console import (
     plain_table,
     print_error,

@@ -11,6 +11,8 @@ from lipdeploy.built import (
     SUFFIXES,
     BuildRecord,
     Built,
+    check_whole,
+    export_again,
     onnx_beside,
     read_built,
     rebuild_command,
@@ -27,10 +29,16 @@ def read_engine(path: Path) -> Engine:
     Raises:
         ModelError: if it is missing, damaged, foreign, or its files do not belong together.
     """
+    check_whole(path)
     if path.suffix not in SUFFIXES:
         return read_onnx(path)
     built = read_built(path)
-    engine = read_onnx(onnx_beside(path))
+    try:
+        engine = read_onnx(onnx_beside(path))
+    except ModelError as error:
+        again = export_again(path, SUFFIXES[path.suffix])
+        reason = str(error).partition("; ")[0]
+        raise ModelError(f"{reason}; {again}") from error
     if engine.sha256 != built.record.onnx_sha256:
         raise ModelError(
             f"{engine.name}: not the ONNX engine that {path.name} was built from; type "

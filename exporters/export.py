@@ -1,147 +1,46 @@
 """From model.pt to a checked engine file."""
 
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.artifact import PRECISIONS, Engine, Manifest, make_manifest
-from lipdeploy.canary import canary_difference
-from lipdeploy.choices import check_choice
+from lipdeploy.arithmetic import ARITHMETICS
+from lipdeploy.artifact import Engine, Manifest, make_manifest
+from lipdeploy.canary import canary_difference, canary_pixels
 from lipdeploy.engine_error import distances_upper
-from lipdeploy.errors import EngineError, ExportError, UsageError
-from lipdeploy.exporters.engine_file import read_engine, with_built, write_engine
+from lipdeploy.exporters.engine_file import read_engine, write_engine
 from lipdeploy.exporters.freeze import freeze, layer_shapes
+from lipdeploy.exporters.libraries import beside, built, check_library, nearest_runtime
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
+from lipdeploy.exporters.options import ExportOptions, check_files, is_engine
 from lipdeploy.exporters.parity import Parity, compare, hostile_inputs, probe_inputs
-from lipdeploy.exporters.plan import FORM_CHOICES, FormChoice, Target, make_plan
+from lipdeploy.exporters.plan import Choice, Cost, LayerShape, make_plan
 from lipdeploy.exporters.planned import (
     PlannedLayer,
     longest_sums,
     planned_layers,
     within_loss,
 )
-from lipdeploy.exporters.triton import write_triton
+from lipdeploy.exporters.precision import Listener, PrecisionCost, ignore_cost, precision_cost
+from lipdeploy.exporters.stages import Stage, Stopwatch, ignore_stage
+from lipdeploy.exporters.triton import serve
 from lipdeploy.exporters.tune import Tuner
 from lipdeploy.files import check_output
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.images import PREPROCESSING
-from lipdeploy.rounding import (
-    ACCUMULATIONS,
-    ARITHMETICS,
-    FLOAT32,
-    LARGEST_LIMIT,
-    SHORTEST_LIMIT,
-    Accumulation,
-    Rounding,
-)
 from lipdeploy.runtimes import Runtime
-from lipdeploy.runtimes.choice import open_runtime
-from lipdeploy.runtimes.cuda import find_gpu
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.training.checkpoint import TrainedModel, load_model
 from lipdeploy.training.lipconvnet import INPUT_GAIN
 from lipdeploy.versions import installed_version
 
-WeightsType = Literal["float16", "float32"]
-WEIGHTS_TYPES: tuple[WeightsType, ...] = ("float16", "float32")
-ENGINES = ("onnx", "openvino", "trt")
-ALIASES = {"tensorrt": "trt", "engine": "trt"}
-SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "trt": ".engine"}
 MEASURED_HERE = ("float32", "float16")
 """Arithmetics that ONNX Runtime has, or imitates, on a CPU."""
-
-Stage = Callable[[str], None]
-
-
-def ignore_stage(name: str) -> None:
-    """Tell nobody."""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to write.
-
-    Attributes:
-        engine: "onnx", "openvino" or "trt".
-        form: form of the linear layers, or "auto".
-        precision: the arithmetic of the linear layers, see `lipdeploy.rounding.ARITHMETICS`; the
-            head computes in float32, or in tf32 with them.
-        weights: how operators are stored; biases, transforms and head are float32.
-        accumulation: what may be assumed of the order of sums; see `lipdeploy.rounding`.
-        longest_sum: most terms of a sum of the graph; None for `max_rounding_loss` to decide, or
-            else for `lipdeploy.rounding.LONGEST_SUMS`.
-        batch: images at a time that the engine is made fast for; it takes any number.
-        max_batch: most images of one call of a TensorRT engine; more are cut into several.
-        portable: whether a TensorRT engine may run on other GPUs and versions, if slower.
-        tune: measure the candidates of each layer on this machine instead of estimating them.
-        triton: folder of a model repository for Triton Inference Server that is written, too.
-        max_rounding_loss: largest radius that rounding may cost, l2 in pixels of [0, 1]; None for
-            whatever the fastest forms cost.
-
-    Raises:
-        UsageError: if an option is none of its values.
-    """
-
-    engine: str = "onnx"
-    form: FormChoice = "auto"
-    precision: str = "float32"
-    weights: WeightsType = "float16"
-    accumulation: Accumulation = "blocked"
-    longest_sum: int | None = None
-    batch: int = 64
-    max_batch: int = 256
-    portable: bool = False
-    tune: bool = False
-    max_rounding_loss: float | None = None
-    triton: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_choice("--engine", self.engine, (*ENGINES, *ALIASES))
-        check_choice("--form", self.form, FORM_CHOICES)
-        check_choice("--precision", self.precision, PRECISIONS)
-        check_choice("--weights", self.weights, WEIGHTS_TYPES)
-        if self.precision != "float32" and self.accumulation == "same-order":
-            raise UsageError(
-                "--accumulation same-order: nothing is known of the order of sums on tensor cores; "
-                "leave it out with --precision"
-            )
-        if self.precision != "float32" and self.triton is not None:
-            raise UsageError(f"--triton: no radius is proven for a server in {self.precision}")
-        if self.precision != "float32" and self.kind == "openvino":
-            raise UsageError("--engine openvino is held to float32; leave out --precision")
-        check_choice("--accumulation", self.accumulation, ACCUMULATIONS)
-        if self.triton is not None and self.kind == "openvino":
-            raise UsageError(
-                "--triton: Triton cannot hold OpenVINO to float32; use --engine onnx or trt"
-            )
-        limits = SHORTEST_LIMIT, LARGEST_LIMIT
-        if self.longest_sum is not None and not limits[0] <= self.longest_sum <= limits[1]:
-            raise UsageError(
-                f"--longest-sum {self.longest_sum}: must be {limits[0]} to {limits[1]}"
-            )
-        if self.batch < 1:
-            raise UsageError(f"--batch {self.batch}: must be at least 1")
-        if self.kind == "trt" and self.max_batch < self.batch:
-            raise UsageError(f"--max-batch {self.max_batch}: must be at least --batch {self.batch}")
-
-    @property
-    def kind(self) -> str:
-        """The engine, under its first name."""
-        return ALIASES.get(self.engine, self.engine)
-
-    @property
-    def target(self) -> Target:
-        """What the plan is made for."""
-        rounding = Rounding.of_graph(ARITHMETICS[self.precision], self.accumulation)
-        longest = self.longest_sum or rounding.block
-        return Target(self.batch, replace(rounding, block=longest))
 
 
 @dataclass(frozen=True)
@@ -173,8 +72,39 @@ class Exported:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class _Frozen:
+    """A network in float64 precision of its stored weights, not yet of any engine's arithmetic.
+
+    Attributes:
+        model: what was trained.
+        path: its file.
+        network: frozen, its weights stored as asked for.
+        shapes: of its linear layers.
+        plan: how each is evaluated.
+        cost: what the plan was made with.
+    """
+
+    model: TrainedModel
+    path: Path
+    network: FrozenNetwork
+    shapes: tuple[LayerShape, ...]
+    plan: tuple[Choice, ...]
+    cost: Cost
+
+    @property
+    def examples(self) -> NDArray[Any]:
+        """Real images, shape (count, 3, n, n), 0 ... 255."""
+        examples: NDArray[Any] = self.model.examples.numpy()
+        return examples
+
+
 def export_model(
-    model_path: Path, output: Path, options: ExportOptions, stage: Stage = ignore_stage
+    model_path: Path,
+    output: Path,
+    options: ExportOptions,
+    stage: Stage = ignore_stage,
+    tell: Listener = ignore_cost,
 ) -> Exported:
     """Freeze, prove, check against the float64 reference, write; a failed check writes nothing.
 
@@ -183,142 +113,42 @@ def export_model(
         output: the file; others of its family are written beside it.
         options: what to write.
         stage: told what is being done.
+        tell: told what a lower precision costs and gains, before anything is written.
 
     Raises:
         LipdeployError: if the model cannot be read, frozen, proven, built, written, or fails the
             check.
     """
-    if output.resolve() == model_path.resolve():
-        raise UsageError(f"--output {output}: is the model itself; give another name")
-    expected = SUFFIXES[options.kind]
-    is_other = output.suffix != expected and (options.kind != "onnx" or is_engine(output))
-    if is_other:
-        raise UsageError(f"--output {output}: an engine for {options.kind} is named *{expected}")
+    check_files(model_path, output, options)
     check_output(output)
-    if is_engine(model_path):
-        _check_rebuild(model_path, options)
-    clock = _Stopwatch(stage)
-    plan: tuple[PlannedLayer, ...] = ()
-    examples: NDArray[Any] = np.empty(0)
-    if is_engine(model_path):
-        engine = read_engine(model_path)
-    else:
-        model = load_model(model_path)
-        engine, plan = _build(model, model_path, options, clock)
-        examples = model.examples.numpy()
-    if options.kind != "onnx":
-        clock.start("build")
-        engine = _built(engine, output, options)
+    check_library(options)
+    clock = Stopwatch(stage)
+    frozen = None if is_engine(model_path) else _freeze(model_path, options, clock)
+    engine, plan = _made(frozen or model_path, output, options, clock)
     clock.start("check")
     size = engine.network.image_size
-    pixels = probe_inputs(examples, size)
-    checked = _runtime(engine)
-    inputs = np.concatenate([pixels, hostile_inputs(size)])
-    parity = compare(engine.network, engine.manifest, checked, inputs)
-    if options.triton is not None:
-        _check_triton(engine)
+    pixels = probe_inputs(frozen.examples if frozen else np.empty(0), size)
+    inputs, runtime = np.concatenate([pixels, hostile_inputs(size)]), nearest_runtime(engine)
+    parity = compare(engine.network, engine.manifest, runtime, inputs)
+    if frozen is not None and options.has_lower_precision:
+        clock.start("compare")
+        tell(_cost_of_precision(frozen, (engine, runtime), output, options))
     clock.start("write")
     files = write_engine(engine, output)
     if options.triton is not None:
-        _write_triton(engine, output, options.triton)
+        serve(engine, options.triton, output.stem)
     clock.stop()
-    distances = distances_upper(pixels.astype(np.float64), engine.network.centre)
-    errors = engine.manifest.engine_errors.features(distances)
-    cost = 2 * float(errors.max()) / engine.manifest.lipschitz_upper
     return Exported(
         path=output,
         files=files,
         manifest=engine.manifest,
         parity=parity,
-        checked=checked.description,
-        program_cost=cost,
+        checked=runtime.description,
+        program_cost=_program_cost(engine, pixels),
         rewrites=engine.built.record.kind if engine.built else "",
         plan=plan,
         seconds=clock.seconds,
     )
-
-
-def _check_rebuild(path: Path, options: ExportOptions) -> None:
-    """Raise UsageError for what an engine has already decided."""
-    if options.kind == "onnx":
-        raise UsageError(f"{path}: an engine already; give a model.pt, or --engine openvino or trt")
-    for name in ("form", "precision", "weights", "accumulation", "longest_sum", "tune"):
-        if getattr(options, name) != getattr(ExportOptions(), name):
-            option = name.replace("_", "-")
-            raise UsageError(
-                f"--{option}: {path.name} is an engine, of which that cannot be changed any more; "
-                "export the model.pt again"
-            )
-
-
-def _check_triton(engine: Engine) -> None:
-    """Raise ExportError for what Triton does not load."""
-    if engine.built is not None and engine.built.record.settings["package"] != "tensorrt":
-        raise ExportError(
-            "--triton: Triton loads plans of TensorRT, and this is an engine of TensorRT for RTX; "
-            "pip install 'lipdeploy[trt]' on the GPU of the server, or use --engine onnx"
-        )
-
-
-def _write_triton(engine: Engine, output: Path, folder: Path) -> None:
-    """What `lipdeploy predict` runs, for a server."""
-    if engine.built is None:
-        write_triton(
-            engine,
-            folder,
-            name=output.stem,
-            platform="onnxruntime_onnx",
-            file=engine.prepared,
-            file_name="model.onnx",
-        )
-        return
-    (data,) = engine.built.files.values()
-    write_triton(
-        engine,
-        folder,
-        name=output.stem,
-        platform="tensorrt_plan",
-        file=data,
-        file_name="model.plan",
-        max_batch=engine.built.record.settings["profile"]["most"],
-    )
-
-
-def is_engine(path: Path) -> bool:
-    """Whether a file is an engine, by its name, from which another one can be built."""
-    return path.suffix in (*SUFFIXES.values(), ".plan")
-
-
-def _runtime(engine: Engine) -> Runtime:
-    """What the engine runs on; where that cannot be here, something else with the same graph."""
-    needs_gpu = engine.built is not None and engine.built.record.kind == "tensorrt"
-    if engine.manifest.arithmetic == "bfloat16":
-        return open_runtime(engine, "torch", "cpu")
-    try:
-        return open_runtime(engine)
-    except EngineError:
-        if not needs_gpu or find_gpu() is not None:
-            raise
-        return open_runtime(engine, "onnxruntime", "cpu")
-
-
-def _built(engine: Engine, output: Path, options: ExportOptions) -> Engine:
-    """The engine with the files of another library."""
-    if options.kind == "openvino":
-        from lipdeploy.exporters.openvino import build_openvino
-
-        made = build_openvino(engine.prepared)
-        return with_built(engine, output, made.files, made.versions, {})
-    from lipdeploy.exporters.tensorrt import Profile, build_tensorrt
-
-    profile = Profile(1, options.batch, options.max_batch)
-    build = build_tensorrt(
-        engine.prepared,
-        profile,
-        precision=engine.manifest.arithmetic,
-        is_portable=options.portable,
-    )
-    return with_built(engine, output, {output.suffix: build.data}, build.versions, build.settings)
 
 
 def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore_stage) -> Engine:
@@ -327,42 +157,87 @@ def build_engine(model_path: Path, options: ExportOptions, stage: Stage = ignore
     Raises:
         LipdeployError: as `export_model`.
     """
-    return _build(load_model(model_path), model_path, options, _Stopwatch(stage))[0]
+    clock = Stopwatch(stage)
+    return _certify(_freeze(model_path, options, clock), options, clock)[0]
 
 
-def _build(
-    model: TrainedModel, path: Path, options: ExportOptions, clock: "_Stopwatch"
-) -> tuple[Engine, tuple[PlannedLayer, ...]]:
+def _freeze(path: Path, options: ExportOptions, clock: Stopwatch) -> _Frozen:
+    """The network of a model file, planned and frozen."""
+    model = load_model(path)
     clock.start("tune" if options.tune else "plan")
-    shapes, target = layer_shapes(model.network), options.target
+    shapes = tuple(layer_shapes(model.network))
     cost = Tuner(announce=clock.announce) if options.tune else CostModel()
-    plan = make_plan(shapes, options.form, target, cost)
+    plan = make_plan(shapes, options.form, options.target, cost)
     clock.start("exponentials")
     network = freeze(model.network, plan=plan, progress=clock.layers("freeze"))
-    network = network.stored_as(options.weights)
-    if options.precision != FLOAT32.name:
+    return _Frozen(model, path, network.stored_as(options.weights), shapes, plan, cost)
+
+
+def _certify(
+    frozen: _Frozen, options: ExportOptions, clock: Stopwatch
+) -> tuple[Engine, tuple[PlannedLayer, ...]]:
+    """The engine in the arithmetic that was asked for, its bounds proven, and its plan."""
+    network, plan, target = frozen.network, frozen.plan, options.target
+    if options.has_lower_precision:
         network = network.rounded_to(ARITHMETICS[options.precision])
     clock.start("prove")
-    pixels = probe_inputs(model.examples.numpy(), network.image_size).astype(np.float64)
+    pixels = probe_inputs(frozen.examples, network.image_size).astype(np.float64)
     distance = float(distances_upper(pixels, network.centre).max())
     if options.max_rounding_loss is not None:
         limit = 255 * options.max_rounding_loss
         if options.longest_sum is None:
             target = longest_sums(network, target, distance, limit)
-        network, plan = within_loss(network, plan, shapes, options.form, target, distance, limit)
+        network, plan = within_loss(
+            network, plan, frozen.shapes, options.form, target, distance, limit
+        )
     manifest = make_manifest(
         network,
-        model.card.classes,
+        frozen.model.card.classes,
         {"size": network.image_size, **PREPROCESSING},
-        _source(model, options),
+        _source(frozen.model, options),
         _versions(),
         target.rounding,
     )
-    lines = planned_layers(network, shapes, plan, target, distance, cost)
+    lines = planned_layers(network, frozen.shapes, plan, target, distance, frozen.cost)
     clock.start("emit")
     manifest = manifest.with_canary(_canary(network, manifest), network.weights())
     # Read back as any reader would, so that what is checked is what the bytes say.
-    return parse_onnx(onnx_bytes(network, manifest), f"{path}, frozen"), lines
+    return parse_onnx(onnx_bytes(network, manifest), f"{frozen.path}, frozen"), lines
+
+
+def _made(
+    source: _Frozen | Path, output: Path, options: ExportOptions, clock: Stopwatch
+) -> tuple[Engine, tuple[PlannedLayer, ...]]:
+    """The engine, with the files of another library where one was asked for, and its plan."""
+    plan: tuple[PlannedLayer, ...] = ()
+    if isinstance(source, Path):
+        engine = read_engine(source)
+    else:
+        engine, plan = _certify(source, options, clock)
+    if options.kind != "onnx":
+        clock.start("build")
+        engine = built(engine, output, options)
+    return engine, plan
+
+
+def _program_cost(engine: Engine, pixels: NDArray[np.float32]) -> float:
+    """See `Exported`."""
+    distances = distances_upper(pixels.astype(np.float64), engine.network.centre)
+    errors = engine.manifest.engine_errors.features(distances)
+    return 2 * float(errors.max()) / engine.manifest.lipschitz_upper
+
+
+def _cost_of_precision(
+    frozen: _Frozen, lower: tuple[Engine, Runtime], output: Path, options: ExportOptions
+) -> PrecisionCost:
+    """The engine beside the one that would be written in float32."""
+    in_float32 = replace(options, precision="float32")
+    engine, _ = _certify(frozen, in_float32, Stopwatch(ignore_stage))
+    size = engine.network.image_size
+    images = frozen.examples.astype(np.float32) if len(frozen.examples) else canary_pixels(size)
+    float32 = beside(engine, lower[1], output, in_float32)
+    at_most = _program_cost(lower[0], probe_inputs(frozen.examples, size))
+    return precision_cost(lower, float32, images, options.batch, at_most)
 
 
 def _canary(network: FrozenNetwork, manifest: Manifest) -> float:
@@ -390,34 +265,3 @@ def _versions() -> dict[str, str]:
     names = ("lipdeploy", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
     found = {name: installed_version(name) for name in names}
     return {name: version for name, version in found.items() if version is not None}
-
-
-class _Stopwatch:
-    """Names and times the stages, one after the other."""
-
-    def __init__(self, announce: Stage) -> None:
-        self.seconds: dict[str, float] = {}
-        self.announce = announce
-        self._name, self._since = "load", time.perf_counter()
-        announce(self._name)
-
-    def start(self, name: str) -> None:
-        """End the running stage, begin the next."""
-        self.stop()
-        self._name, self._since = name, time.perf_counter()
-        self.announce(name)
-
-    def layers(self, following: str) -> Callable[[int, int], None]:
-        """Told how many layers are done of how many, it says so; after the last begins a stage."""
-
-        def progress(done: int, total: int) -> None:
-            if done == total:
-                self.start(following)
-            else:
-                self.announce(f"{self._name}: layer {done + 1} of {total}")
-
-        return progress
-
-    def stop(self) -> None:
-        """End the running stage."""
-        self.seconds[self._name] = time.perf_counter() - self._since

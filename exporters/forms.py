@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lipdeploy.arithmetic import stored
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.exponential import skew_exponential
 from lipdeploy.exporters.plan import TILE, Choice, LayerShape
 from lipdeploy.exporters.tiles import tiled_conv
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import exponential_remainder_upper, stored
 from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
-from lipdeploy.taylor import MAX_DEGREE, TaylorConv
+from lipdeploy.taylor import MAX_DEGREE, TaylorConv, exponential_remainder_upper
 from lipdeploy.tiled import TiledConv
 
 Array = NDArray[np.float64]

@@ -21,9 +21,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET
 from lipdeploy.exporters.onnx_shapes import value_shapes
-from lipdeploy.rounding import FLOAT32
 from lipdeploy.runtimes.onnx import OnnxRuntime
 
 Array = NDArray[Any]

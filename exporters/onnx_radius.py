@@ -24,14 +24,15 @@ from functools import singledispatch
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import Manifest
+from lipdeploy.directed import AffineBound
 from lipdeploy.engine_error import reach
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
-from lipdeploy.rounding import FLOAT32, AffineBound
 
 Array = NDArray[np.float64]
 

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lipdeploy.artifact import Engine
 from lipdeploy.errors import EngineError, ExportError
@@ -21,16 +22,22 @@ class OpenVinoFiles:
     versions: dict[str, str]
 
 
+def import_openvino() -> Any:  # noqa: ANN401
+    """The library; raises ExportError where it cannot be imported."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise ExportError("OpenVINO is not installed; pip install 'lipdeploy[openvino]'") from error
+    return openvino
+
+
 def build_openvino(onnx_bytes: bytes) -> OpenVinoFiles:
     """The intermediate representation of an ONNX engine; no weight is compressed to float16.
 
     Raises:
         ExportError: if OpenVINO is missing or cannot read the graph.
     """
-    try:
-        import openvino
-    except ImportError as error:
-        raise ExportError("OpenVINO is not installed; pip install 'lipdeploy[openvino]'") from error
+    openvino = import_openvino()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.xml"
         try:

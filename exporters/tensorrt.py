@@ -85,19 +85,14 @@ def build_tensorrt(
     Args:
         onnx_bytes: `lipdeploy.artifact.Engine.prepared`.
         profile: batch sizes that it takes.
-        precision: arithmetic of the model's linear layers, see `lipdeploy.rounding.ARITHMETICS`.
+        precision: arithmetic of the model's linear layers, see `lipdeploy.arithmetic.ARITHMETICS`.
         is_portable: whether it should run on other GPUs and later versions, where the package can
             do that; it may be slower.
 
     Raises:
-        ExportError: if no package is installed, TensorRT has no GPU, or the model is refused.
+        ExportError: as `find_builder`, or if the model is refused.
     """
-    package, gpu = _installed(), _gpu()
-    if package == "tensorrt" and gpu is None:
-        raise ExportError(
-            "tensorrt builds on the GPU that an engine is for, and CUDA finds none here; check "
-            "nvidia-smi, or pip uninstall tensorrt and pip install 'lipdeploy[trt-rtx]'"
-        )
+    package, gpu = find_builder()
     settings = {
         "package": package,
         "profile": asdict(profile),
@@ -108,6 +103,21 @@ def build_tensorrt(
     with tempfile.TemporaryDirectory() as folder:
         answer, data = _run_builder(Path(folder), onnx_bytes, settings)
     return TensorRtBuild(data, package, answer["versions"], settings | answer["settings"])
+
+
+def find_builder() -> tuple[str, Gpu | None]:
+    """The package that builds here, the first that is installed, and the GPU that it builds for.
+
+    Raises:
+        ExportError: if no package is installed, or TensorRT has no GPU.
+    """
+    package, gpu = _installed(), _gpu()
+    if package == "tensorrt" and gpu is None:
+        raise ExportError(
+            "tensorrt builds on the GPU that an engine is for, and CUDA finds none here; check "
+            "nvidia-smi, or pip uninstall tensorrt and pip install 'lipdeploy[trt-rtx]'"
+        )
+    return package, gpu
 
 
 def _installed() -> str:

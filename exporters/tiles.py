@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from lipdeploy.errors import FreezeError
 from lipdeploy.exporters.plan import TILE, LayerShape
 from lipdeploy.fourier import RealFourier, symbol_factors
-from lipdeploy.rounding import exponential_remainder_upper
 from lipdeploy.spectral import SpectralConv
+from lipdeploy.taylor import exponential_remainder_upper
 from lipdeploy.tiled import TiledConv
 
 Array = NDArray[np.float64]

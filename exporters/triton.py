@@ -112,6 +112,38 @@ def write_triton(
     return target
 
 
+def serve(engine: Engine, folder: Path, name: str) -> Path:
+    """Write what `lipdeploy predict` runs into a model repository; as `write_triton`."""
+    if engine.built is None:
+        return write_triton(
+            engine,
+            folder,
+            name=name,
+            platform="onnxruntime_onnx",
+            file=engine.prepared,
+            file_name="model.onnx",
+        )
+    (data,) = engine.built.files.values()
+    return write_triton(
+        engine,
+        folder,
+        name=name,
+        platform="tensorrt_plan",
+        file=data,
+        file_name="model.plan",
+        max_batch=engine.built.record.settings["profile"]["most"],
+    )
+
+
+def check_plan(package: str) -> None:
+    """Raise ExportError for engines of a package that Triton does not load."""
+    if package != "tensorrt":
+        raise ExportError(
+            "--triton: Triton loads plans of TensorRT, and this would be an engine of TensorRT for "
+            "RTX; pip install 'lipdeploy[trt]' on the GPU of the server, or use --engine onnx"
+        )
+
+
 def config_text(
     engine: Engine, name: str, platform: Platform, file_name: str, max_batch: int
 ) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from lipdeploy.artifact import Manifest
-from lipdeploy.built import SUFFIXES, onnx_beside
+from lipdeploy.built import SUFFIXES, check_whole, onnx_beside
 from lipdeploy.canary import check_canary
 from lipdeploy.errors import (
     ArithmeticMismatchError,
@@ -41,7 +41,12 @@ PROBE_BATCHES = (1, 64)
 
 
 def verify(path: Path) -> Iterator[Check]:
-    """Check an engine file, line by line; what cannot go on after a failed line is left out."""
+    """Check an engine file, line by line; what cannot go on after a failed line is left out.
+
+    Raises:
+        ModelError: for a file that only belongs to an engine.
+    """
+    check_whole(path)
     if path.suffix in SUFFIXES:
         yield from _family(path)
         path = onnx_beside(path)

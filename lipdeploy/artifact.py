@@ -9,22 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.arithmetic import ARITHMETICS, FLOAT64, PRECISIONS, Arithmetic
 from lipdeploy.built import Built
 from lipdeploy.choices import check_class_names
+from lipdeploy.directed import CLAIM, AffineBound
 from lipdeploy.engine_error import EngineErrors, ErrorAnalysis
 from lipdeploy.errors import ModelError
 from lipdeploy.frozen import FrozenNetwork, product_upper
 from lipdeploy.rounding import (
     ACCUMULATIONS,
-    ARITHMETICS,
-    CLAIM,
-    FLOAT64,
     LARGEST_LIMIT,
     SHORTEST_LIMIT,
     STANDARD,
     Accumulation,
-    AffineBound,
-    Arithmetic,
     Rounding,
 )
 from lipdeploy.structure import describe, restore
@@ -54,9 +51,6 @@ MANIFEST_KEY = "lipdeploy_manifest"
 """Under which an engine file's metadata holds the manifest."""
 
 DTYPES = ("float16", "float32")
-
-PRECISIONS = ("float32", "tf32", "float16", "bfloat16")
-"""Arithmetics in which engines compute."""
 
 
 def digest(description: dict[str, Any], weights: dict[str, Weights]) -> str:
@@ -202,9 +196,8 @@ class Manifest:
             RecursionError,
             ArithmeticError,
         ) as error:
-            raise ModelError(
-                f"the manifest is damaged ({error!r:.200}); export the model again"
-            ) from error
+            what = "no JSON" if isinstance(error, json.JSONDecodeError) else f"{error!r:.200}"
+            raise ModelError(f"the manifest is damaged ({what}); export the model again") from error
 
 
 @dataclass(frozen=True, eq=False)

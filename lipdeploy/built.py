@@ -64,7 +64,7 @@ class BuildRecord:
             if not all(isinstance(value, str) for value in texts):
                 raise ValueError("a hash or version is no text")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-            raise ModelError(f"the build record is damaged ({error!r:.200})") from error
+            raise ModelError("no record of a build by lipdeploy, or a damaged one") from error
         return record
 
 
@@ -99,6 +99,16 @@ def rebuild_command(path: Path, kind: Kind) -> str:
     return shlex.join([*words, "--output", str(path)])
 
 
+def check_whole(path: Path) -> None:
+    """Raise ModelError for a part of a family that is not the file to name, saying which is."""
+    inner = path.with_suffix("")
+    if path.suffix == ".json" and inner.suffix in SUFFIXES:
+        raise ModelError(f"{path}: the record of an engine's build; give {inner}")
+    model = path.with_suffix(".xml")
+    if path.suffix == ".bin" and model.is_file():
+        raise ModelError(f"{path}: the weights of an OpenVINO engine; give the .xml, {model}")
+
+
 def read_built(path: Path) -> Built:
     """The files of a family, after comparing their hashes with the record's.
 
@@ -107,37 +117,67 @@ def read_built(path: Path) -> Built:
     """
     kind = SUFFIXES[path.suffix]
     rebuild = rebuild_command(path, kind)
-    record_path = record_beside(path)
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; expected an engine written by 'lipdeploy export'")
-    if not record_path.is_file():
-        raise ModelError(
-            f"{path}: {record_path.name} is not beside it; expected the files that 'lipdeploy "
-            "export' wrote, all of them, in one folder"
-        )
+    record = _read_record(path, kind)
     try:
-        record = BuildRecord.from_json(_limited(record_path, MAX_RECORD_BYTES).decode())
-        expected = {".xml", ".bin"} if kind == "openvino" else {path.suffix}
-        if record.kind != kind or set(record.files) != expected:
-            raise ModelError(f"it is for {record.kind} and {sorted(record.files)}")
         files = {
             suffix: _limited(path.with_suffix(suffix), MAX_BYTES) for suffix in sorted(record.files)
         }
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; {_mend(path, kind)}") from error
     except OSError as error:
         raise ModelError(
             f"{error.filename}: cannot be read ({error.strerror}); type '{rebuild}'"
         ) from error
-    except (UnicodeDecodeError, ModelError) as error:
-        raise ModelError(f"{record_path}: {error}; type '{rebuild}'") from error
     for suffix, data in files.items():
         if hashlib.sha256(data).hexdigest() != record.files[suffix]:
             raise ModelError(
-                f"{path.with_suffix(suffix)}: another file than was built; type '{rebuild}'"
+                f"{path.with_suffix(suffix)}: another file than was built; {_mend(path, kind)}"
             )
     return Built(record, files, rebuild)
 
 
+def _read_record(path: Path, kind: Kind) -> BuildRecord:
+    """The record of a family; raises ModelError if it is missing, or one of other files."""
+    record_path = record_beside(path)
+    if not path.is_file() and not record_path.is_file() and not onnx_beside(path).is_file():
+        found = "is a directory" if path.is_dir() else "no such file"
+        raise ModelError(f"{path}: {found}; expected an engine written by 'lipdeploy export'")
+    if not record_path.is_file():
+        raise ModelError(
+            f"{record_path}: no such file, and {path.name} is used only with the files that "
+            f"'lipdeploy export' wrote beside it; {_mend(path, kind)}"
+        )
+    try:
+        record = BuildRecord.from_json(_limited(record_path, MAX_RECORD_BYTES).decode())
+    except OSError as error:
+        raise ModelError(
+            f"{record_path}: cannot be read ({error.strerror}); {_mend(path, kind)}"
+        ) from error
+    except (UnicodeDecodeError, ModelError) as error:
+        raise ModelError(
+            f"{record_path}: no record of a build by lipdeploy, or a damaged one; "
+            f"{_mend(path, kind)}"
+        ) from error
+    expected = {".xml", ".bin"} if kind == "openvino" else {path.suffix}
+    if record.kind != kind or set(record.files) != expected:
+        raise ModelError(f"{record_path}: the record of another engine; {_mend(path, kind)}")
+    return record
+
+
+def _mend(path: Path, kind: Kind) -> str:
+    """What to type for a family whose ONNX engine is there, or not."""
+    if onnx_beside(path).is_file():
+        return f"type '{rebuild_command(path, kind)}'"
+    return export_again(path, kind)
+
+
+def export_again(path: Path, kind: Kind) -> str:
+    """What to type for a family that has lost its ONNX engine, too."""
+    words = ["lipdeploy", "export", "MODEL.pt", "--engine", ENGINE_NAMES[kind]]
+    return f"type '{shlex.join([*words, '--output', str(path)])}' with the model.pt it came from"
+
+
 def _limited(path: Path, limit: int) -> bytes:
     if path.stat().st_size > limit:
-        raise ModelError(f"{path.name} is larger than {limit} bytes")
+        raise ModelError(f"{path}: larger than {limit} bytes, which none that export writes is")
     return path.read_bytes()

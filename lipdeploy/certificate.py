@@ -38,10 +38,10 @@ from numpy.typing import NDArray
 
 from lipdeploy.artifact import Manifest
 from lipdeploy.bounds import down, row_norms_upper
+from lipdeploy.directed import round_down
 from lipdeploy.engine_error import EngineErrors, distances_upper, reach
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.heads import NO_SLACK, Labels, Slack
-from lipdeploy.rounding import round_down
 
 Array = NDArray[np.float64]
 Guarantee = Literal["program", "network", "no-certified-flip"]

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lipdeploy.arithmetic import ARITHMETICS
 from lipdeploy.artifact import REFERENCE, Engine
 from lipdeploy.certificate import (
     Answers,
@@ -16,7 +17,6 @@ from lipdeploy.errors import UsageError
 from lipdeploy.images import NetworkInput
 from lipdeploy.mlp_head import MlpHead
 from lipdeploy.prediction import Certificate
-from lipdeploy.rounding import ARITHMETICS
 from lipdeploy.runtimes import Array, Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime

@@ -6,10 +6,15 @@ from collections.abc import Iterable
 
 from lipdeploy.errors import UsageError
 
+MEANT = {"gpu": "cuda", "half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+"""What people call something that has another name here."""
+
 
 def suggestion(value: str, choices: Iterable[str]) -> str:
     """The nearest choice as a question, beginning with a semicolon; empty where none is near."""
-    near = difflib.get_close_matches(value, list(choices), n=1)
+    choices = list(choices)
+    meant = MEANT.get(value.lower())
+    near = [meant] if meant in choices else difflib.get_close_matches(value, choices, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

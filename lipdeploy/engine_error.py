@@ -24,10 +24,12 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.arithmetic import FLOAT64, Arithmetic
 from lipdeploy.bounds import frobenius_upper, row_norms_upper, up
+from lipdeploy.directed import MARGIN, AffineBound
 from lipdeploy.errors import BoundError
 from lipdeploy.frozen import Colour, FrozenNetwork, Linear, ProjectionPooling
-from lipdeploy.rounding import FLOAT64, MARGIN, AffineBound, Arithmetic, Rounding
+from lipdeploy.rounding import Rounding
 
 Array = NDArray[np.float64]
 

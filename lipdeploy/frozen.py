@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lipdeploy.arithmetic import Arithmetic, stored
 from lipdeploy.bounds import up
 from lipdeploy.errors import ModelError, ShapeError
 from lipdeploy.heads import Head
 from lipdeploy.operators import LinearOperator
-from lipdeploy.rounding import Arithmetic, stored
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]

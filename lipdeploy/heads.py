@@ -11,9 +11,11 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lipdeploy.arithmetic import Arithmetic, stored
 from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, gamma, row_norms_upper
+from lipdeploy.directed import MARGIN, AffineBound, round_down
 from lipdeploy.errors import BoundError, ShapeError
-from lipdeploy.rounding import MARGIN, AffineBound, Arithmetic, Rounding, round_down, stored
+from lipdeploy.rounding import Rounding
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]

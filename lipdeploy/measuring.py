@@ -93,13 +93,16 @@ def interleave(
     functions: Sequence[Function],
     seconds: float,
     announce: Callable[[str], None] = lambda text: None,
+    *,
+    rounds: int = LEAST_ROUNDS,
 ) -> list[Latency]:
-    """Time functions in rounds, for about `seconds` each, at least `LEAST_ROUNDS` rounds.
+    """Time functions in rounds, for about `seconds` each.
 
     Args:
         functions: what is called.
         seconds: for each of them.
         announce: told which round begins.
+        rounds: at least so many.
     """
     announce("warm up")
     for function in functions:
@@ -107,7 +110,7 @@ def interleave(
             function()
     times: list[list[float]] = [[] for _ in functions]
     start, done = time.perf_counter(), 0
-    while done < LEAST_ROUNDS or time.perf_counter() - start < seconds * len(functions):
+    while done < rounds or time.perf_counter() - start < seconds * len(functions):
         done += 1
         announce(f"measure: round {done}")
         for position in range(len(functions)):

@@ -7,12 +7,14 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lipdeploy.arithmetic import stored
 from lipdeploy.bounds import (
     UNIT_ROUNDOFF,
     frobenius_upper,
     norm_upper,
     up,
 )
+from lipdeploy.directed import CLAIM, AffineBound, round_down
 from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.heads import (
     NO_SLACK,
@@ -27,7 +29,7 @@ from lipdeploy.heads import (
     row_distances_upper,
 )
 from lipdeploy.mlp_margins import FUNCTION_ULPS, MlpMargins
-from lipdeploy.rounding import CLAIM, AffineBound, Product, Rounding, round_down, stored
+from lipdeploy.rounding import Product, Rounding
 
 Indices = NDArray[np.int64]
 

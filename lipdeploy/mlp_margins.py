@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, frobenius_upper, gamma, row_norms_upper
+from lipdeploy.directed import round_down
 from lipdeploy.heads import Array, Labels, Slack
-from lipdeploy.rounding import round_down
 
 if TYPE_CHECKING:
     from lipdeploy.mlp_head import MlpHead

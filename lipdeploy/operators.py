@@ -16,8 +16,9 @@ from typing import Any, ClassVar, Protocol, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from lipdeploy.arithmetic import Arithmetic, stored
 from lipdeploy.errors import ShapeError
-from lipdeploy.rounding import Arithmetic, Product, Rounding, Step, stored
+from lipdeploy.rounding import Product, Rounding, Step
 
 Array = NDArray[np.float64]
 Weights = NDArray[Any]

@@ -1,8 +1,8 @@
-"""Models of floating-point arithmetic, and what rounding can do to one step of an evaluation.
+"""What rounding can do to one step of an evaluation.
 
-An `Arithmetic` says how precisely a machine adds and multiplies; an accumulation says what is known
-of the order of its sums; together, a `Rounding`, they bound the error of a matrix product y = W x
-with sums of length n by a ||x||_2. With u the unit roundoff and gamma(n) = n u / (1 - n u):
+An `Arithmetic` says how precisely a machine computes; an accumulation says what is known of the
+order of its sums; together, a `Rounding`, they bound the error of a matrix product y = W x with
+sums of length n by a ||x||_2. With u the unit roundoff and gamma(n) = n u / (1 - n u):
 
 *any order*: every computed sum is within gamma(n) |W| |x| of the exact one, elementwise, whatever
 the order and with or without fused multiply-adds (Higham, "Accuracy and stability of numerical
@@ -35,21 +35,16 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from lipdeploy.bounds import TINY, UNIT_ROUNDOFF, absolute_norms_upper, norms_upper, up
+from lipdeploy.arithmetic import FLOAT32, Arithmetic
+from lipdeploy.bounds import TINY, absolute_norms_upper, norms_upper, up
+from lipdeploy.directed import MARGIN, AffineBound
 from lipdeploy.errors import BoundError
 
 Array = NDArray[np.float64]
 Accumulation = Literal["any-order", "same-order", "blocked"]
 ACCUMULATIONS: tuple[Accumulation, ...] = get_args(Accumulation)
-
-MARGIN = 1 + 1e-12
-"""Factor that covers the rounding of the few operations of a bound's own formula."""
-
-CLAIM = 1 + 2.0**-22
-"""What is written down is this much larger than what was proven, so that another proof, on another
-machine, finds no more than what is claimed."""
 
 LONGEST_SUMS: dict[Accumulation, int | None] = {
     "any-order": None,
@@ -60,116 +55,6 @@ LONGEST_SUMS: dict[Accumulation, int | None] = {
 
 SHORTEST_LIMIT, LARGEST_LIMIT = 8, 1 << 20
 """Limits of sums that a graph can have; shorter ones would need too many nodes."""
-
-
-@dataclass(frozen=True)
-class Arithmetic:
-    """How precisely a machine computes.
-
-    Attributes:
-        name: as in the manifest.
-        unit_roundoff: u of every addition and multiplication.
-        operand_bits: significand bits of the operands of a product; longer ones are cut.
-        operand_roundoff: largest relative change of an operand by that; 0 where there is none.
-        storage_roundoff: largest relative change of a result when it is stored.
-        smallest_normal: anything smaller may become 0, as an operand or a result.
-        largest: largest finite number of a result.
-        largest_sum: largest finite number of a partial sum.
-        has_program: whether the statement *program* is offered in it. Not on tensor cores, where
-            libraries may sum in fewer bits than the model says, and do not tell.
-    """
-
-    name: str
-    unit_roundoff: float
-    operand_bits: int
-    smallest_normal: float
-    largest: float
-    operand_roundoff: float = 0.0
-    storage_roundoff: float = 0.0
-    has_program: bool = True
-    largest_sum: float = 2.0**127
-
-    def gamma(self, n: int) -> float:
-        """Upper bound of n u / (1 - n u)."""
-        nu = n * self.unit_roundoff
-        if nu >= 0.01:
-            raise BoundError(f"sums of length {n} are too long for {self.name}")
-        return nu / (1 - nu) * MARGIN
-
-    def nearest(self, weights: NDArray[Any]) -> NDArray[Any]:
-        """Weights rounded to operands of this arithmetic, stored as before.
-
-        Raises:
-            BoundError: if one is larger than any operand.
-        """
-        mantissas, exponents = np.frexp(weights.astype(np.float64))
-        rounded = np.ldexp(
-            np.rint(np.ldexp(mantissas, self.operand_bits)), exponents - self.operand_bits
-        )
-        if np.any(np.abs(rounded) > self.largest):
-            raise BoundError(f"a weight is too large for {self.name}; use --precision float32")
-        rounded[np.abs(rounded) < self.smallest_normal] = 0
-        with np.errstate(over="ignore"):
-            result: NDArray[Any] = rounded.astype(weights.dtype)
-        if not np.all(np.isfinite(result)):
-            raise BoundError(f"a weight is too large for {self.name}; use --weights float32")
-        return result
-
-    def is_flushed(self, weights: NDArray[Any]) -> bool:
-        """Whether engines may take one of these weights for 0."""
-        values = np.abs(np.asarray(weights, dtype=np.float64))
-        return bool(np.any((values != 0) & (values < self.smallest_normal)))
-
-    def holds(self, weights: NDArray[Any]) -> bool:
-        """Whether operands of this arithmetic can be exactly these weights."""
-        if weights.dtype == np.float16 and self.operand_bits >= 11 and self.largest > 65504:
-            return True  # its smallest number, 2^-24, is a normal one in all of these
-        values = np.asarray(weights, dtype=np.float64)
-        if np.any((values != 0) & (np.abs(values) < self.smallest_normal)):
-            return False
-        scaled = np.ldexp(np.frexp(values)[0], self.operand_bits)
-        return bool(np.all(scaled == np.rint(scaled)))
-
-
-FLOAT64 = Arithmetic("float64", UNIT_ROUNDOFF, 53, 2.0**-1022, 2.0**1023, largest_sum=2.0**1023)
-FLOAT32 = Arithmetic("float32", 2.0**-24, 24, 2.0**-126, 2.0**127)
-# Tensor cores are not IEEE: operands are truncated (TF32) and sums keep 23 to 25 bits.
-TF32 = Arithmetic(
-    "tf32", 2.0**-22, 11, 2.0**-126, 2.0**127, operand_roundoff=2.0**-10, has_program=False
-)
-FLOAT16 = Arithmetic(
-    "float16",
-    2.0**-22,
-    11,
-    2.0**-14,
-    65504.0,
-    operand_roundoff=2.0**-11,
-    storage_roundoff=2.0**-11,
-    has_program=False,
-)
-BFLOAT16 = Arithmetic(
-    "bfloat16",
-    2.0**-22,
-    8,
-    2.0**-126,
-    2.0**127,
-    operand_roundoff=2.0**-8,
-    storage_roundoff=2.0**-8,
-    has_program=False,
-)
-ARITHMETICS = {a.name: a for a in (FLOAT64, FLOAT32, TF32, FLOAT16, BFLOAT16)}
-"""float16 and bfloat16 are those of tensor cores: sums in 32 bits, results stored in 16."""
-
-
-def stored(weights: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
-    """Weights rounded to `dtype`; subnormal numbers of float32, which engines may flush, are 0.
-
-    The subnormal numbers of float16 are normal ones where engines compute.
-    """
-    rounded = weights.astype(dtype)
-    if rounded.dtype == np.float32:
-        rounded[np.abs(rounded) < FLOAT32.smallest_normal] = 0
-    return rounded
 
 
 @dataclass(frozen=True)
@@ -303,26 +188,43 @@ class Rounding:
     def product(self, product: Product) -> Step:
         """A matrix product in this arithmetic (see the module).
 
-        Operands cut to fewer bits change by a relative u_in each: L u_in for x; || |M| || u_in
-        for M, unless M has no more bits. Storing changes the result by a relative u_store. Flushed:
-        of n products and n - 1 sums each may lose a number below eta, 2 n eta for each output, and
-        as operands x may lose eta each, M nothing, since `Arithmetic.holds` finds it (M is float16
-        or flushed before it is stored; else `BoundError`).
+        Operands cut to fewer bits change by a relative u_in each: L u_in for x, unless x is stored
+        in those bits (`Arithmetic.input_roundoff`); || |M| || u_in for M, unless M has no more.
+        Storing changes the result by a relative u_store, that of a tree of additions in
+        `_accumulated`.
         """
         arithmetic, n = self.arithmetic, product.length
         norm, absolute = product.norm_upper, product.absolute_norm_upper
-        operand = arithmetic.operand_roundoff
+        operand, of_input = arithmetic.operand_roundoff, arithmetic.input_roundoff
         is_held = arithmetic.holds(product.matrices)
         if not is_held and (operand == 0.0 or arithmetic.is_flushed(product.matrices)):
             raise BoundError(f"a weight is no normal number in {arithmetic.name}")
         of_weights = 0.0 if is_held else absolute * operand
         growth = (1 + operand) ** 2
-        error = norm * operand + of_weights * (1 + operand) + self._accumulated(product) * growth
-        error += arithmetic.storage_roundoff * (norm + error)
-        outputs = math.sqrt(product.size)
-        flushed = (2 * n + absolute * math.sqrt(n)) * outputs * arithmetic.smallest_normal * MARGIN
+        error = norm * of_input + of_weights * (1 + of_input) + self._accumulated(product) * growth
+        if n <= (self.block or n):
+            error += arithmetic.storage_roundoff * (norm + error)
         results = (norm + error) * growth * 1.01
-        return Step(norm, error * MARGIN, flushed + TINY, absolute * growth * 1.01, results)
+        flushed = self._flushed(product)
+        return Step(norm, error * MARGIN, flushed, absolute * growth * 1.01, results)
+
+    def _flushed(self, product: Product) -> float:
+        """What a product can lose when numbers become 0.
+
+        For each output n products and n - 1 sums may lose a number below that of sums each, and
+        the results of its k blocks and of the k - 1 additions one below eta each where they are
+        stored, or else are read; half as much again covers that what was lost is rounded on. As
+        operands the n entries of an x may lose eta each, if need be others for each output: at
+        most || |M| || n^(1/2) eta for each x, of which there are as many as outputs of one fit
+        into all. M loses nothing, since `Arithmetic.holds` finds it (M is float16 or flushed
+        before it is stored; else `BoundError`).
+        """
+        arithmetic, n = self.arithmetic, product.length
+        stores = 3 * -(-n // (self.block or n)) if arithmetic.storage_roundoff else 0
+        eta, inputs = arithmetic.smallest_normal, product.size / product.matrices.shape[-1]
+        of_sums = (2 * n * arithmetic.smallest_sum + stores * eta) * math.sqrt(product.size)
+        of_operands = product.absolute_norm_upper * math.sqrt(n) * eta * math.sqrt(inputs)
+        return (of_sums + of_operands) * MARGIN + TINY
 
     def joined(self, products: Sequence[Product]) -> Step:
         """Matrix products of disjoint parts of x, whose results are added one after the other.
@@ -344,7 +246,7 @@ class Rounding:
         return Step(whole.norm_upper, error * MARGIN, flushed * MARGIN, growth, results)
 
     def _accumulated(self, product: Product) -> float:
-        """The bound a of the module's text, for operands taken as they are."""
+        """The bound a of the module's text, operands as they are; results of blocks are stored."""
         u, n = self.arithmetic.unit_roundoff, product.length
         norm, absolute = product.norm_upper, product.absolute_norm_upper
         block = n if self.block is None else min(n, self.block)
@@ -380,7 +282,7 @@ class Rounding:
         """Relative error of one operation on two numbers, result stored."""
         return (self.arithmetic.unit_roundoff + self.arithmetic.storage_roundoff) * MARGIN
 
-    def distance_of_pairs(self, size: int, largest: float) -> "AffineBound":
+    def distance_of_pairs(self, size: int, largest: float) -> AffineBound:
         """Error of sqrt(p^2 + q^2) for `size` pairs, as a function of the norm of all of them.
 
         Squares, sum and root are each within u, the root of engines within 4 u; under the root
@@ -419,49 +321,3 @@ def tree_levels(n: int, block: int) -> list[int]:
         levels.append(parts // 2)
         parts -= parts // 2
     return levels
-
-
-@dataclass(frozen=True)
-class AffineBound:
-    """A bound constant + slope * t of something that depends on a distance t.
-
-    Attributes:
-        constant: at least 0.
-        slope: at least 0.
-    """
-
-    constant: float
-    slope: float
-
-    def __call__(self, distances: Array) -> Array:
-        """The bound at these distances, shape (batch,), rounded up."""
-        return (self.constant + self.slope * distances) * MARGIN
-
-    def plus(self, other: "AffineBound") -> "AffineBound":
-        """The sum, rounded up."""
-        constant, slope = self.constant + other.constant, self.slope + other.slope
-        return AffineBound(constant * MARGIN, slope * MARGIN)
-
-    def times(self, factor: float) -> "AffineBound":
-        """A multiple, rounded up."""
-        return AffineBound(self.constant * factor * MARGIN, self.slope * factor * MARGIN)
-
-
-def round_down(values: Array, relative: float = 1e-14) -> Array:
-    """Lower bounds of the numbers that `values` approximate within `relative`; negative becomes 0.
-
-    What is not finite becomes 0 too: a bound that could not be computed certifies nothing.
-    """
-    lowered = np.where(np.isfinite(values), values, 0.0) * (1 - relative)
-    result: Array = np.maximum(np.nextafter(lowered, -np.inf), 0.0)
-    return result
-
-
-def exponential_remainder_upper(norm_upper: float, degree: int) -> float:
-    """Upper bound of ||exp(A) - T_n(A)|| for skew A with ||A|| <= norm_upper, T_n of this degree.
-
-    A is normal with eigenvalues i t, and |exp(i t) - T_n(i t)| <= |t|^(n+1) / (n+1)! (Taylor with
-    the integral remainder, |exp(i s)| = 1).
-    """
-    logarithm = (degree + 1) * math.log(norm_upper + 1e-300) - math.lgamma(degree + 2)
-    return math.exp(logarithm) * (1 + 1e-10) if logarithm < 700 else math.inf

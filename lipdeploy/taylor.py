@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.bounds import (
     absolute_norms_upper,
     frobenius_upper,
@@ -15,17 +16,11 @@ from lipdeploy.bounds import (
     norms_upper,
     up,
 )
+from lipdeploy.directed import MARGIN
 from lipdeploy.errors import BoundError, ShapeError
 from lipdeploy.fourier import RealFourier, offsets, symbol_factors
 from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
-from lipdeploy.rounding import (
-    FLOAT32,
-    MARGIN,
-    Rounding,
-    Step,
-    exponential_remainder_upper,
-    tree_levels,
-)
+from lipdeploy.rounding import Rounding, Step, tree_levels
 
 MAX_DEGREE = 200
 """Far beyond what any kernel of training needs; a file that claims more would run for ever."""
@@ -158,7 +153,9 @@ class TaylorConv(Convertible):
         summed = 1 + arithmetic.gamma(rounding.terms(self.channels) + taps + 4)
         levels = tree_levels(self.channels, rounding.block or self.channels)
         stored = (1 + arithmetic.storage_roundoff) ** (taps + len(levels) + 5)
-        relative = (summed * stored * (1 + arithmetic.operand_roundoff) ** 2 - 1) * (1 + 1e-9)
+        of_taps = 0.0 if is_held else arithmetic.operand_roundoff
+        cut = (1 + arithmetic.input_roundoff) * (1 + of_taps)
+        relative = (summed * stored * cut - 1) * (1 + 1e-9)
         flushed = rounding.flushed(self.grid**2 * self.channels) * (taps * self.channels + 4)
         norm, size, error, underflow = self.skew_norm_upper, 1.0, 0.0, 0.0
         for k in range(self.degree, 0, -1):
@@ -176,3 +173,13 @@ class TaylorConv(Convertible):
 
 def _overlap(shift: int, n: int) -> slice:
     return slice(max(shift, 0), n + min(shift, 0))
+
+
+def exponential_remainder_upper(norm_upper: float, degree: int) -> float:
+    """Upper bound of ||exp(A) - T_n(A)|| for skew A with ||A|| <= norm_upper, T_n of this degree.
+
+    A is normal with eigenvalues i t, and |exp(i t) - T_n(i t)| <= |t|^(n+1) / (n+1)! (Taylor with
+    the integral remainder, |exp(i s)| = 1).
+    """
+    logarithm = (degree + 1) * math.log(norm_upper + 1e-300) - math.lgamma(degree + 2)
+    return math.exp(logarithm) * (1 + 1e-10) if logarithm < 700 else math.inf

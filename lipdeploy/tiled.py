@@ -24,10 +24,11 @@ from lipdeploy.bounds import (
     sum_of_squares_upper,
     up,
 )
+from lipdeploy.directed import MARGIN
 from lipdeploy.errors import ShapeError
 from lipdeploy.fourier import symbol_factors
 from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_shape, exact
-from lipdeploy.rounding import MARGIN, Rounding, Step
+from lipdeploy.rounding import Rounding, Step
 from lipdeploy.spectral import SpectralConv, embeddings
 
 MAX_TILE = 64

@@ -3,7 +3,7 @@
 Norms: `bounds.residual_norms_upper` instead of a factorisation, complex blocks as complex matrices
 instead of real ones of twice the size. Products, sums of squares, and the recursion of the error
 bounds: exact fractions. What is claimed passes if it is at least what is found here; claims are a
-little larger than what export proved (`rounding.CLAIM`), so that honest ones do.
+little larger than what export proved (`directed.CLAIM`), so that honest ones do.
 """
 
 import math
@@ -17,8 +17,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.artifact import PRECISIONS, REFERENCE, Manifest, engine_roundings
+from lipdeploy.arithmetic import PRECISIONS
+from lipdeploy.artifact import REFERENCE, Manifest, engine_roundings
 from lipdeploy.bounds import frobenius_upper, gamma, residual_norms_upper, up
+from lipdeploy.directed import MARGIN, AffineBound
 from lipdeploy.engine_error import LARGEST_PIXEL, EngineErrors, ErrorAnalysis, reach
 from lipdeploy.errors import LipdeployError, ModelError
 from lipdeploy.fourier import RealFourier, symbol_factors
@@ -26,14 +28,9 @@ from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import PAIRWISE_CLASSES, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix, exact
-from lipdeploy.rounding import (
-    MARGIN,
-    AffineBound,
-    Rounding,
-    exponential_remainder_upper,
-)
+from lipdeploy.rounding import Rounding
 from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
-from lipdeploy.taylor import TaylorConv
+from lipdeploy.taylor import TaylorConv, exponential_remainder_upper
 from lipdeploy.tiled import TiledConv, symbol_distance_upper, symbol_slack
 
 Array = NDArray[np.float64]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 TRUSTED = (
-    "frozen operators spectral taylor tiled heads mlp_head mlp_margins bounds rounding "
-    "built engine_error certificate structure artifact verification fourier errors choices"
+    "frozen operators spectral taylor tiled heads mlp_head mlp_margins bounds arithmetic rounding "
+    "directed built engine_error certificate structure artifact verification fourier errors choices"
 )
 TRUSTED_MODULES = {f"lipdeploy.{name}" for name in TRUSTED.split()}
 FOLDERS = {"lipdeploy": "lipdeploy", "training": "lipdeploy.training"}

@@ -27,8 +27,9 @@ from onnx import helper
 from PIL import Image, ImageOps, PngImagePlugin
 
 from lipdeploy.artifact import MANIFEST_KEY, Manifest
-from lipdeploy.exporters.export import ExportOptions, export_model
+from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.onnx_file import stored_weights
+from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
 from lipdeploy.training.session import read_checkpoint
 

@@ -18,7 +18,8 @@ from PIL import Image
 from lipdeploy import Predictor, measuring, predictor
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import DatasetError
-from lipdeploy.exporters.export import ExportOptions, export_model
+from lipdeploy.exporters.export import export_model
+from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.measuring import Latency, compare_answers, interleave, largest_difference
 from lipdeploy.report.benchmark import Measured, tell_unanswered, write_rows, write_times
 from lipdeploy.runtimes import Array, Pixels

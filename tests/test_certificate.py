@@ -7,6 +7,7 @@ from helpers import make_network, random_pixels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import REFERENCE
 from lipdeploy.certificate import (
     Answers,
@@ -16,10 +17,11 @@ from lipdeploy.certificate import (
     integer_budget,
     scale_radius,
 )
+from lipdeploy.directed import AffineBound, round_down
 from lipdeploy.engine_error import EngineErrors, ErrorAnalysis, distances_upper, reach
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.rounding import FLOAT32, AffineBound, Rounding, round_down
+from lipdeploy.rounding import Rounding
 
 RADII = st.floats(0, 1e6, allow_subnormal=True)
 FACTORS = st.floats(1e-6, 1e6)

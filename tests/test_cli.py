@@ -125,6 +125,17 @@ def test_output_in_a_pipe_has_no_control_characters(one_image: list[str | Path])
     assert "\x1b" not in found.stdout + found.stderr
 
 
+def test_a_verification_says_how_far_it_is_on_a_screen_only(source: Path) -> None:
+    arguments = ["verify", source / "samples" / "model.onnx"]
+    piped, quiet = run(*arguments), run(*arguments, "--quiet", FORCE_COLOR="1", TERM="xterm")
+    assert (piped.stderr, quiet.stderr) == ("", "")
+    shown = run(*arguments, FORCE_COLOR="1", TERM="xterm")
+    assert "verify: 0 checks done" in shown.stderr
+    assert "checks done, the last: norm of layer 0" in shown.stderr
+    plain = re.sub(r"\x1b\[[\d;?]*\w", "", shown.stdout)
+    assert plain == piped.stdout == quiet.stdout
+
+
 def test_no_color_means_no_colour(one_image: list[str | Path]) -> None:
     colour = re.compile(r"\x1b\[(?:\d+;)*[34]\d")
     assert colour.search(run(*one_image, FORCE_COLOR="1").stdout)

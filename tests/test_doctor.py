@@ -373,12 +373,13 @@ def test_without_cuda_two_distributions_are_the_reason(
     environment: Environment, source: Path
 ) -> None:
     data = (source / "samples" / "model.onnx").read_bytes()
-    with pytest.raises(EngineError, match=r"has no CUDA; pip uninstall -y onnxruntime && pip inst"):
+    with pytest.raises(EngineError, match=r"has no CUDA; use --device cpu, or pip uninst"):
         OnnxRuntime(data, "cuda")
     environment.distribution("onnxruntime-gpu", "1.19.2")
     message = (
         r"^--device cuda: onnxruntime \S+ and onnxruntime-gpu 1.19.2 are both installed and "
-        r"overwrite each other's files; pip uninstall -y onnxruntime onnxruntime-gpu && "
+        r"overwrite each other's files; use --device cpu, or pip uninstall -y onnxruntime "
+        r"onnxruntime-gpu && "
         r"pip install onnxruntime-gpu$"
     )
     with pytest.raises(EngineError, match=message):

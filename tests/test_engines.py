@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,7 +26,8 @@ from lipdeploy.errors import (
     UsageError,
 )
 from lipdeploy.exporters.engine_file import read_engine
-from lipdeploy.exporters.export import ExportOptions, build_engine, export_model
+from lipdeploy.exporters.export import build_engine, export_model
+from lipdeploy.exporters.options import SUFFIXES, ExportOptions
 from lipdeploy.exporters.parity import compare, hostile_inputs
 from lipdeploy.locate import find_model
 from lipdeploy.predictor import Predictor
@@ -175,6 +177,62 @@ def test_a_changed_file_names_the_command_that_mends_it(built: Path, tmp_path: P
     command = str(e.value).split("type '")[1].rstrip("'").split()
     subprocess.run([sys.executable, "-m", *command], check=True, capture_output=True)
     assert read_engine(path).built is not None
+
+
+def member(path: Path, part: str) -> Path:
+    """A file of a family, by what it is."""
+    beside = {"model": path, "weights": path.with_suffix(".bin")}
+    return (beside | {"graph": onnx_beside(path), "record": record_beside(path)})[part]
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut"])
+@pytest.mark.parametrize("part", ["model", "weights", "graph", "record"])
+@pytest.mark.parametrize("command", ["predict", "verify"])
+def test_a_missing_or_damaged_file_is_named_with_the_command_that_makes_it(
+    built: Path, tmp_path: Path, run_cli: Cli, command: str, part: str, damage: str
+) -> None:
+    path = copied(built, tmp_path)
+    bad = member(path, part)
+    content = {"empty": b"", "text": b"hello", "cut": bad.read_bytes()[:-9]}
+    bad.unlink()
+    if damage != "missing":
+        bad.write_bytes(content[damage])
+    arguments = ["verify", path]
+    if command == "predict":
+        arguments = ["predict", tmp_path / "any.png", "--model", path]
+    status, out, err = run_cli(*arguments)
+    said = next(line for line in (out + err).splitlines() if "type 'lipdeploy export" in line)
+    assert status == 1
+    assert len(err.splitlines()) == (command == "predict")
+    assert str(bad) in said
+    # The graph is what the others are built from; where it is lost, only the model has it.
+    source = "MODEL.pt" if part == "graph" else onnx_beside(path)
+    assert f"type 'lipdeploy export {source} --engine openvino --output {path}'" in said
+    assert "Error(" not in said
+
+
+@pytest.mark.parametrize("command", ["predict", "verify", "inspect"])
+def test_a_part_of_a_family_is_answered_with_the_file_to_give(
+    built: Path, run_cli: Cli, command: str
+) -> None:
+    for part in ("weights", "record"):
+        given = member(built, part)
+        model = ["image.png", "--model", given] if command == "predict" else [given]
+        status, out, err = run_cli(command, *model)
+        assert (status, out) == (1, "")
+        assert err.count("\n") == 1
+        assert str(given) in err
+        assert err.rstrip().endswith(str(built))
+
+
+def test_a_family_without_its_record_and_graph_is_exported_again(
+    built: Path, tmp_path: Path
+) -> None:
+    path = copied(built, tmp_path)
+    record_beside(path).unlink()
+    onnx_beside(path).unlink()
+    with pytest.raises(ModelError, match=r"lipdeploy export MODEL.pt .* the model.pt it came from"):
+        read_engine(path)
 
 
 def test_files_that_openvino_would_not_write_never_reach_it(built: Path, tmp_path: Path) -> None:
@@ -390,7 +448,8 @@ def test_the_gate_at_the_export_holds_for_inputs_that_are_no_images(engine: Engi
         (("--runtime", "numpy", "--device", "cuda"), "numpy has no GPU here"),
         (("--runtime", "tensorrt", "--device", "cpu"), "TensorRT needs a GPU"),
         (("--runtime", "openvno"), "did you mean openvino?"),
-        (("--device", "cuda"), "--device cuda"),
+        (("--device", "cuda"), "use --device cpu, or "),
+        (("--device", "gpu"), "did you mean cuda?"),
         (("--batch", "0"), "must be at least 1"),
     ],
 )
@@ -422,6 +481,67 @@ def test_what_cannot_be_built_is_said_in_one_line(
     assert status in (1, 2)
     assert not out
     assert message in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "packages", "extra"),
+    [
+        ("openvino", ("openvino",), "lipdeploy[openvino]"),
+        ("trt", ("tensorrt", "tensorrt_rtx"), "lipdeploy[trt-rtx]"),
+    ],
+)
+def test_a_missing_library_is_told_before_the_model_is_even_read(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    packages: tuple[str, ...],
+    extra: str,
+) -> None:
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    options = ExportOptions(engine=kind)
+    output = tmp_path / f"model{SUFFIXES[kind]}"
+    with pytest.raises(ExportError, match=rf"is not installed; pip install '{re.escape(extra)}'"):
+        export_model(tmp_path / "missing.pt", output, options)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--engine", "onxx"),
+        ("--form", "spectrl"),
+        ("--precision", "half"),
+        ("--output", "model.xml"),
+        ("--batch", "0"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_option_is_told_without_importing_what_takes_seconds(
+    wrong: tuple[str, str],
+) -> None:
+    code = (
+        "import sys; from lipdeploy import cli\n"
+        f"sys.argv = ['lipdeploy', 'export', 'model.pt', *{wrong}]\n"
+        "try:\n    cli.main()\n"
+        "except SystemExit as stop:\n"
+        "    print(stop.code, sorted({'torch', 'onnx', 'onnxruntime'} & set(sys.modules)))\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split(maxsplit=1) == ["2", "[]\n"]
+    assert ended.stderr.startswith(f"Error: {wrong[0]} {wrong[1]}: ")
+
+
+def test_an_export_says_what_its_engine_offers_and_counts_all_of_its_files(
+    model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    path = tmp_path / "model.xml"
+    status, out, err = run_cli("export", model, "--engine", "openvino", "-o", path)
+    assert status == 0, err
+    assert "guarantee  network, float32: each answer is compared with float64" in out
+    assert "program" not in out
+    megabytes = sum(file.stat().st_size for file in tmp_path.iterdir()) / 1e6
+    assert f"files {megabytes:.1f} MB" in out
+    assert megabytes > 1.5 * path.stat().st_size / 1e6
 
 
 def test_a_model_that_is_no_ir_is_refused() -> None:

@@ -9,6 +9,7 @@ from helpers import Silent, make_network, random_pixels
 from test_freeze import assert_same
 from torch import Tensor, nn
 
+from lipdeploy.arithmetic import FLOAT16, FLOAT32, FLOAT64
 from lipdeploy.artifact import digest
 from lipdeploy.errors import BoundError, FreezeError, UsageError
 from lipdeploy.exporters.forms import mixed
@@ -18,7 +19,7 @@ from lipdeploy.exporters.sources import Mixing, Source, folded
 from lipdeploy.fourier import RealFourier, symbol_factors
 from lipdeploy.frozen import MaxMin, SpaceToDepth
 from lipdeploy.operators import DenseMatrix, PointwiseMatrix
-from lipdeploy.rounding import FLOAT16, FLOAT32, FLOAT64, Rounding
+from lipdeploy.rounding import Rounding
 from lipdeploy.structure import describe, restore
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.training.activations import Householder

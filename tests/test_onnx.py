@@ -14,7 +14,7 @@ from onnx import helper
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
 from lipdeploy.errors import EngineError, ExportError, ModelError
 from lipdeploy.exporters import onnx_file
-from lipdeploy.exporters.export import ExportOptions, export_model
+from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
@@ -22,6 +22,7 @@ from lipdeploy.exporters.onnx_graph import GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted
 from lipdeploy.exporters.onnx_layer import skeleton
 from lipdeploy.exporters.onnx_operators import emit_operator
+from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.parity import compare, probe_inputs
 from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.frozen import FrozenNetwork

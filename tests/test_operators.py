@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from lipdeploy.arithmetic import FLOAT64
 from lipdeploy.errors import FreezeError, ShapeError
 from lipdeploy.exporters import forms
 from lipdeploy.exporters.plan import Choice, LayerShape
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.rounding import FLOAT64, Rounding, exponential_remainder_upper
+from lipdeploy.rounding import Rounding
 from lipdeploy.spectral import Spectral, SpectralConv
-from lipdeploy.taylor import TaylorConv
+from lipdeploy.taylor import TaylorConv, exponential_remainder_upper
 from lipdeploy.training.skew import skew_taps
 
 Factory = Callable[[], LinearOperator]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import make_network, random_pixels
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.engine_error import ErrorAnalysis
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters import tune
@@ -15,7 +16,7 @@ from lipdeploy.exporters.onnx_cost import CostModel, Machine
 from lipdeploy.exporters.plan import Choice, LayerShape, Target, candidates, make_plan
 from lipdeploy.exporters.planned import longest_sums, planned_layers, rounding_loss, within_loss
 from lipdeploy.exporters.tune import Tuner
-from lipdeploy.rounding import FLOAT32, Rounding
+from lipdeploy.rounding import Rounding
 
 SHAPE = LayerShape(8, 16, 16, 3, "circular", cells=True, cut=True)
 DISTANCE = 1000.0

@@ -1,24 +1,35 @@
 """Engines whose linear layers compute in tf32, float16 or bfloat16."""
 
+import re
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers import make_network, random_pixels
 from onnx import TensorProto
 
+from lipdeploy.arithmetic import ARITHMETICS, FLOAT16, FLOAT32
 from lipdeploy.artifact import Engine, make_manifest
+from lipdeploy.decimals import upper
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import BoundError, UsageError
-from lipdeploy.exporters.export import ExportOptions
+from lipdeploy.exporters.engine_file import read_engine
+from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
+from lipdeploy.exporters.options import ExportOptions
+from lipdeploy.exporters.precision import PrecisionCost
 from lipdeploy.predictor import Predictor
-from lipdeploy.rounding import ARITHMETICS, FLOAT16, FLOAT32, Product, Rounding
+from lipdeploy.report.export import precision_note
+from lipdeploy.rounding import Product, Rounding
 from lipdeploy.runtimes.choice import RuntimeChoice, open_runtime
+from lipdeploy.runtimes.cuda import find_gpu
 from lipdeploy.runtimes.torch import TorchRuntime
+from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
 Cli = Callable[..., tuple[int, str, str]]
 LOWER = ("tf32", "float16", "bfloat16")
@@ -177,7 +188,14 @@ def test_a_command_exports_and_predicts_in_half_precision(
     samples = source / "samples"
     status, out, err = run_cli("export", samples / "model.pt", "--precision", "float16", "-o", path)
     assert status == 0, err
-    assert "network, float16" in out + err
+    assert "guarantee  network, float16: each answer is compared" in out
+    assert "program" not in out
+    told = err.splitlines()
+    assert re.fullmatch(
+        r"float16 instead of float32, on onnxruntime .*, which imitates it:", told[0]
+    )
+    assert re.fullmatch(r"  radius  [\d.]+/255 on average instead of [\d.]+/255, .*", told[1])
+    assert re.fullmatch(r"  speed   [\d.]+ times that of float32: \d+ images a second .*", told[2])
     with Predictor(path) as predictor:
         assert predictor.guarantee == "network"
         (half,) = predictor(samples / "cat-0000.jpg")
@@ -187,6 +205,81 @@ def test_a_command_exports_and_predicts_in_half_precision(
         (full,) = predictor(samples / "cat-0000.jpg")
     assert half.label == full.label
     assert 0.8 * full.radius < half.radius < full.radius
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A small model file with four images."""
+    examples = torch.from_numpy(random_pixels(4, 8)).float()
+    card = ModelCard(("a", "b", "c"), "none", "test", 0)
+    path = tmp_path / "model.pt"
+    save_model(TrainedModel(make_network(width=8), card, examples), path)
+    return path
+
+
+def told(model: Path, output: Path, options: ExportOptions) -> PrecisionCost:
+    """What an export tells of its precision, when nothing is written yet."""
+    heard: list[PrecisionCost] = []
+
+    def listen(cost: PrecisionCost) -> None:
+        assert not list(output.parent.glob(f"{output.name}*"))
+        heard.append(cost)
+
+    export_model(model, output, options, tell=listen)
+    (cost,) = heard
+    return cost
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_radius_and_speed_are_those_of_the_engines_and_told_before_writing(
+    model: Path, tmp_path: Path, precision: str
+) -> None:
+    path = tmp_path / "lower.onnx"
+    cost = told(model, path, ExportOptions(precision=precision, batch=8))
+    export_model(model, tmp_path / "float32.onnx", ExportOptions())
+    images = [image.astype(np.uint8).transpose(1, 2, 0) for image in random_pixels(4, 8)]
+    runtime: RuntimeChoice = "torch" if precision == "bfloat16" else "auto"
+    for engine, found in ((path, cost.radius_255), (tmp_path / "float32.onnx", cost.float32_255)):
+        with Predictor(engine, guarantee="network", runtime=runtime) as predictor:
+            radii = [answer.certificate.radius_255 for answer in predictor(images)]
+        assert found == pytest.approx(np.mean(radii), rel=1e-3)
+    assert cost.images == 4
+    assert 0 < cost.radius_255 < cost.float32_255
+    assert cost.float32_255 - cost.radius_255 < cost.at_most_255
+    assert cost.speed.batch == 8
+    assert cost.speed.gain == cost.speed.lower / cost.speed.float32 > 0
+
+
+def test_tf32_is_not_measured_where_nothing_computes_in_it(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tf32.onnx"
+    cost = told(model, path, ExportOptions(precision="tf32"))
+    if open_runtime(read_engine(path)).device == "cuda":
+        pytest.skip("there is a GPU")
+    assert (cost.radius_255, cost.speed) == (None, None)
+    assert cost.reason == "no CPU computes in tf32, and no GPU can be used here"
+    assert cost.at_most_255 > 0
+    shown = "\n".join(precision_note(cost))
+    assert f"radius  rounding of the features takes at most {upper(cost.at_most_255, 2)}" in shown
+    assert f"speed   not measured: {cost.reason}" in shown
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'lipdeploy[trt-rtx]'")
+def test_a_tensorrt_engine_without_a_gpu_has_no_speed(model: Path, tmp_path: Path) -> None:
+    if find_gpu() is not None:
+        pytest.skip("there is a GPU")
+    options = ExportOptions(engine="trt", precision="float16", batch=8)
+    cost = told(model, tmp_path / "model.engine", options)
+    assert cost.speed is None
+    assert cost.reason.endswith("runs on NVIDIA GPUs, and CUDA finds none here")
+    assert 0 < cost.radius_255 < cost.float32_255
+    assert cost.is_imitated
+
+
+def test_float32_has_nothing_to_compare_itself_with(model: Path, tmp_path: Path) -> None:
+    heard: list[PrecisionCost] = []
+    exported = export_model(model, tmp_path / "m.onnx", ExportOptions(), tell=heard.append)
+    assert not heard
+    assert "compare" not in exported.seconds
 
 
 def test_bfloat16_is_exported_and_never_certifies_the_program(

@@ -180,6 +180,8 @@ def test_the_table_shows_radii_and_what_they_mean(predict: Cli, samples: Path) -
     assert status == 0
     assert output.count("/255") == 40
     assert "guarantee program" in errors
+    assert "\n  - its sums may be in any order; the graph keeps them short\n" in errors
+    assert max(map(len, errors.splitlines())) < 160
 
 
 @pytest.mark.parametrize(

@@ -9,23 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lipdeploy.arithmetic import ARITHMETICS, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arithmetic
+from lipdeploy.directed import AffineBound
 from lipdeploy.errors import BoundError
-from lipdeploy.rounding import (
-    ARITHMETICS,
-    BFLOAT16,
-    FLOAT16,
-    FLOAT32,
-    FLOAT64,
-    LONGEST_SUMS,
-    TF32,
-    AffineBound,
-    Arithmetic,
-    Product,
-    Rounding,
-    Step,
-    compose,
-    tree_levels,
-)
+from lipdeploy.rounding import LONGEST_SUMS, Product, Rounding, Step, compose, tree_levels
 
 TENSOR_CORES = [TF32, FLOAT16, BFLOAT16]
 
@@ -36,6 +23,12 @@ def cut(values: np.ndarray, bits: int, *, truncate: bool) -> np.ndarray:
     scaled = np.ldexp(mantissa, bits)
     kept = np.trunc(scaled) if truncate else np.rint(scaled)
     return np.ldexp(kept, exponent - bits)
+
+
+def as_stored(arithmetic: Arithmetic, x: np.ndarray) -> np.ndarray:
+    """Numbers as an engine holds them where a product reads them."""
+    is_stored = arithmetic.storage_roundoff > 0
+    return cut(x, arithmetic.operand_bits, truncate=False) if is_stored else x
 
 
 def emulated(arithmetic: Arithmetic, x: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -58,7 +51,7 @@ def test_tensor_cores_err_no_more_than_their_model(
     arithmetic: Arithmetic, seed: int, length: int
 ) -> None:
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(6, length)).astype(np.float32)
+    x = as_stored(arithmetic, generator.normal(size=(6, length)).astype(np.float32))
     weights = generator.normal(size=(length, 5)).astype(np.float32)
     step = Rounding(arithmetic).product(Product(weights, 5))
     exact = x.astype(np.float64) @ weights.astype(np.float64)
@@ -73,8 +66,26 @@ def test_cutting_operands_can_be_as_bad_as_the_model_says(arithmetic: Arithmetic
         [[1 + 2.0 ** (1 - arithmetic.operand_bits) * (0.499, 0.999)[arithmetic is TF32]]]
     )
     step = Rounding(arithmetic).product(Product(value, 1))
-    error = abs(emulated(arithmetic, value, value) - value**2)[0, 0]
-    assert 0.4 * step.rounding_upper * value[0, 0] <= error <= step.rounding_upper * value[0, 0]
+    x = as_stored(arithmetic, value)
+    error = abs(emulated(arithmetic, x, value) - x * value)[0, 0]
+    assert 0.4 * step.rounding_upper * x[0, 0] <= error <= step.rounding_upper * x[0, 0]
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT16, BFLOAT16], ids=lambda a: a.name)
+def test_what_is_stored_in_the_bits_of_operands_is_cut_once(arithmetic: Arithmetic) -> None:
+    """A product with 1 is exact but for its storing, which the model counts once."""
+    once = arithmetic.storage_roundoff
+    step = Rounding(arithmetic).product(Product(np.eye(3, dtype=np.float16), 3))
+    assert once <= step.rounding_upper <= 1.01 * once
+    assert Rounding(TF32).product(Product(np.eye(3, dtype=np.float16), 3)).rounding_upper > 2.0**-10
+
+
+@pytest.mark.parametrize("arithmetic", [FLOAT16, BFLOAT16], ids=lambda a: a.name)
+def test_the_last_addition_of_a_tree_is_stored_once(arithmetic: Arithmetic) -> None:
+    """Each entry is stored as the result of its block, and as that of the addition."""
+    weights = np.eye(32, dtype=np.float16)
+    step = Rounding(arithmetic, "blocked", 16).product(Product(weights, 32))
+    assert 2 <= step.rounding_upper / arithmetic.storage_roundoff <= 2.05
 
 
 def test_weights_that_fit_cost_nothing() -> None:
@@ -115,6 +126,46 @@ def test_flushed_numbers_are_covered() -> None:
     step = Rounding(FLOAT32).product(Product(large, outputs))
     assert np.linalg.norm(x @ large.astype(float)) <= step.underflow
     assert Rounding(FLOAT32).flushed(25) >= 2 * eta * 5
+
+
+def test_sums_of_half_precision_lose_only_what_is_stored_or_read() -> None:
+    """Sixty-four products far below the smallest normal float16 add up to just below it."""
+    eta = FLOAT16.smallest_normal
+    length, outputs = 64, 4
+    weights = np.full((length, outputs), 0.99 / length).astype(np.float16)
+    x = np.full(length, eta)
+    lost = np.linalg.norm(x @ weights.astype(float))
+    step = Rounding(FLOAT16).product(Product(weights, outputs))
+    assert 0.9 * eta * outputs**0.5 < lost < eta * outputs**0.5
+    assert lost <= step.underflow <= 5 * lost
+
+
+@pytest.mark.parametrize("block", [None, 16])
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), length=st.sampled_from([3, 16, 40, 200]))
+def test_half_precision_near_its_smallest_numbers_is_within_its_bound(
+    block: int | None, seed: int, length: int
+) -> None:
+    """Operands and what is stored are flushed, sums in float32, several x at once."""
+    generator = np.random.default_rng(seed)
+    x = as_stored(FLOAT16, generator.normal(size=(5, length)) * 2.0**-14)
+    weights = FLOAT16.nearest(generator.normal(size=(length, 6)) / length**0.5)
+    parts = []
+    for start in range(0, length, block or length):
+        cuts = slice(start, start + (block or length))
+        products = (flushed(x)[:, cuts, None] * weights[cuts]).astype(np.float32)
+        parts.append(flushed(as_stored(FLOAT16, products.sum(axis=1, dtype=np.float32))))
+    while len(parts) > 1:
+        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        parts = [flushed(as_stored(FLOAT16, sum(pair))) for pair in pairs]
+    step = Rounding(FLOAT16, "blocked", block).product(Product(weights, 5 * 6))
+    error = np.linalg.norm(parts[0] - x @ weights.astype(float))
+    assert error <= step.rounding_upper * np.linalg.norm(x) + step.underflow
+
+
+def flushed(values: np.ndarray) -> np.ndarray:
+    """Numbers too small for float16 are 0."""
+    return np.where(np.abs(values) < FLOAT16.smallest_normal, 0.0, values)
 
 
 def tree(values: list[Fraction], block: int) -> list[int]:

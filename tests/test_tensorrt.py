@@ -13,6 +13,7 @@ import pytest
 from helpers import make_network, random_pixels
 from onnx import TensorProto, helper, numpy_helper
 
+from lipdeploy.arithmetic import ARITHMETICS, FLOAT32
 from lipdeploy.artifact import make_manifest
 from lipdeploy.errors import EngineError, ExportError, LipdeployError, UsageError
 from lipdeploy.exporters import tensorrt_builder
@@ -22,7 +23,7 @@ from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET
 from lipdeploy.exporters.plan import FormChoice, candidates
 from lipdeploy.exporters.tensorrt import Profile, TensorRtBuild, build_tensorrt
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.rounding import ARITHMETICS, FLOAT32, Accumulation, Rounding
+from lipdeploy.rounding import Accumulation, Rounding
 from lipdeploy.runtimes.cuda import Gpu, checked, cuda_api, find_gpu
 from lipdeploy.runtimes.tensorrt import Requirements, TensorRtRuntime, padded, pieces
 

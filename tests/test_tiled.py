@@ -11,6 +11,8 @@ from onnx import TensorProto, helper
 from test_operators import as_matrix, taps
 from test_verify import write
 
+from lipdeploy.arithmetic import FLOAT32
+from lipdeploy.directed import CLAIM
 from lipdeploy.errors import FreezeError, ModelError, ShapeError
 from lipdeploy.exporters.forms import freeze_kernel
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
@@ -24,7 +26,7 @@ from lipdeploy.fourier import offsets
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.heads import LinearHead
 from lipdeploy.operators import LinearOperator
-from lipdeploy.rounding import CLAIM, FLOAT32, Rounding
+from lipdeploy.rounding import Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.spectral import SpectralConv
 from lipdeploy.structure import describe, restore

@@ -15,6 +15,7 @@ import torch
 from helpers import make_network, random_pixels
 from onnx import helper
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.engine_error import distances_upper
@@ -24,7 +25,7 @@ from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, read_onnx
 from lipdeploy.exporters.onnx_graph import OPSET
 from lipdeploy.exporters.onnx_probe import keeps_precision
 from lipdeploy.exporters.plan import FormChoice, Target, make_plan
-from lipdeploy.rounding import ACCUMULATIONS, FLOAT32, Accumulation, Rounding
+from lipdeploy.rounding import ACCUMULATIONS, Accumulation, Rounding
 from lipdeploy.runtimes import torch_nodes
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.runtimes.torch import TorchRuntime

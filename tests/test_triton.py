@@ -10,13 +10,14 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from helpers import make_network
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.errors import ExportError, LipdeployError, OutputError, UsageError
 from lipdeploy.exporters import triton
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.exporters.triton import Platform, write_triton
-from lipdeploy.rounding import FLOAT32, Accumulation, Rounding
+from lipdeploy.rounding import Accumulation, Rounding
 
 CLASSES = ("ant", 'b"ee', "c: öw")
 FILES: dict[Platform, str] = {

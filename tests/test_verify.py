@@ -12,21 +12,15 @@ from helpers import make_network
 from onnx import helper, numpy_helper
 from soundness.mutations import _truncated_outputs
 
+from lipdeploy.arithmetic import FLOAT32, FLOAT64, TF32
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
+from lipdeploy.directed import CLAIM
 from lipdeploy.errors import EngineError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, stored_weights
 from lipdeploy.exporters.verify import verify
 from lipdeploy.images import PREPROCESSING
-from lipdeploy.rounding import (
-    ACCUMULATIONS,
-    CLAIM,
-    FLOAT32,
-    FLOAT64,
-    TF32,
-    Accumulation,
-    Rounding,
-)
+from lipdeploy.rounding import ACCUMULATIONS, Accumulation, Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.verification import Check, exact_errors
 

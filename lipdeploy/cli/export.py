@@ -1,11 +1,13 @@
 """`lipdeploy export`."""
 
+from pathlib import Path
 from typing import Any
 
 from lipdeploy.cli import options
 from lipdeploy.cli.values import check_no_image, holds_tensors, parse_radius
 from lipdeploy.errors import ModelError
-from lipdeploy.report.console import print_line, stages
+from lipdeploy.exporters.options import SUFFIXES, ExportOptions, check_files, is_engine
+from lipdeploy.report.console import print_line, print_note, stages
 
 
 def export(
@@ -31,10 +33,6 @@ def export(
 
     Example: lipdeploy export runs/cifar10/model.pt --engine onnx
     """
-    from lipdeploy.exporters.export import SUFFIXES, ExportOptions, export_model, is_engine
-    from lipdeploy.report.export import export_summary
-
-    check_no_image(model)
     chosen: dict[str, Any] = {
         "engine": engine,
         "form": form,
@@ -47,14 +45,28 @@ def export(
     if max_rounding_loss is not None:
         chosen["max_rounding_loss"] = float(parse_radius("--max-rounding-loss", max_rounding_loss))
     export_options = ExportOptions(**chosen)
-    if export_options.kind == "onnx" and is_engine(model) and not holds_tensors(model):
+    _check_model(model, export_options.kind)
+    output = output or model.with_suffix(SUFFIXES[export_options.kind])
+    check_files(model, output, export_options)
+
+    # Only now, since it imports torch: a wrong option is told at once.
+    from lipdeploy.exporters.export import export_model
+    from lipdeploy.report.export import export_summary, precision_note
+
+    with stages() as stage:
+        exported = export_model(
+            model, output, export_options, stage, lambda cost: print_note(*precision_note(cost))
+        )
+    export_summary(exported)
+    if triton is not None:
+        print_line(f"Triton: {triton / output.stem}; see docs/engines.md")
+
+
+def _check_model(model: Path, kind: str) -> None:
+    """Raise ModelError for what is no trained model, and says so by its name."""
+    check_no_image(model)
+    if kind == "onnx" and is_engine(model) and not holds_tensors(model):
         raise ModelError(
             f"{model}: an engine already; type 'lipdeploy predict IMAGE --model {model}', or give "
             "the model.pt that 'lipdeploy train' wrote"
         )
-    output = output or model.with_suffix(SUFFIXES[export_options.kind])
-    with stages() as stage:
-        exported = export_model(model, output, export_options, stage)
-    export_summary(exported)
-    if triton is not None:
-        print_line(f"Triton: {triton / output.stem}; see docs/engines.md")

@@ -72,7 +72,8 @@ def engine_of(model: Path) -> "Path | Engine":
     """An engine file as it is; a trained model, frozen as `export` would do it."""
     if not holds_tensors(model):
         return model
-    from lipdeploy.exporters.export import ExportOptions, build_engine
+    from lipdeploy.exporters.export import build_engine
+    from lipdeploy.exporters.options import ExportOptions
 
     with stages() as stage:
         return build_engine(model, ExportOptions(), stage)

@@ -26,7 +26,7 @@ def verify(
     Example: lipdeploy verify runs/cifar10/model.onnx
     """
     from lipdeploy.exporters.verify import verify as checks
-    from lipdeploy.report.verification import Verdicts, write_check, write_verdicts
+    from lipdeploy.report.verification import Verdicts, watched, write_check, write_verdicts
 
     if holds_tensors(artifact):
         raise ModelError(
@@ -34,7 +34,7 @@ def verify(
             "it and verify the file that it writes"
         )
     verdicts = Verdicts(str(artifact))
-    for check in checks(artifact):
+    for check in watched(checks(artifact)):
         verdicts.add(check)
         if not as_json:
             write_check(check)

@@ -128,10 +128,10 @@ def progress_bars() -> Progress:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
+def stages(first: str = "load") -> Iterator[Callable[[str], None]]:
     """A spinner with the name of the running stage; nothing when quiet."""
     if is_quiet():
         yield lambda stage: None
     else:
-        with err.status("load") as status:
-            yield status.update
+        with err.status(cell(first)) as status:
+            yield lambda stage: status.update(cell(stage))

@@ -18,7 +18,7 @@ from lipdeploy.report.console import (
     print_table,
     progress_bars,
 )
-from lipdeploy.report.prediction import MEANINGS
+from lipdeploy.report.prediction import guarantee_lines
 
 if TYPE_CHECKING:
     from lipdeploy.evaluation import Evaluation, Outcome
@@ -207,7 +207,10 @@ def write_evaluation(summary: dict[str, Any]) -> None:
         f"({summary['images_per_second']:.0f} a second), {summary['unreadable']} unreadable (count "
         f"as wrong); engine {summary['engine']}, {summary['engine_seconds']:.2f} s; certificates "
         f"of all statements {summary['certify_seconds']:.2f} s",
-        f"guarantee {summary['guarantee']}: {MEANINGS[summary['guarantee']]}; an image counts as "
-        "certified at r where the answer is right and the radius larger than r; the average radius "
-        f"counts wrong answers as 0; assumes {'; '.join(summary['assumptions'])}",
+        *guarantee_lines(
+            summary["guarantee"],
+            summary["assumptions"],
+            "an image counts as certified at r where the answer is right and the radius larger "
+            "than r; the average radius counts wrong answers as 0",
+        ),
     )

@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lipdeploy.decimals import upper
+from lipdeploy.decimals import lower, upper
 from lipdeploy.report.console import is_quiet, plain_table, print_hint, print_line, print_table
 
 if TYPE_CHECKING:
     from lipdeploy.exporters.export import Exported
     from lipdeploy.exporters.planned import PlannedLayer
+    from lipdeploy.exporters.precision import PrecisionCost
 
 
 def export_summary(exported: "Exported") -> None:
@@ -38,29 +39,70 @@ def export_summary(exported: "Exported") -> None:
         f"{parity.logit_difference:.1e}, costs {parity.radius_cost:.1e}/255 of radius, "
         f"{parity.argmax_flips} argmax flips"
     )
-    print_hint(
-        f"  guarantee  {manifest.guarantee}, {manifest.arithmetic}, sums {manifest.accumulation} "
-        f"({_sums(manifest.longest_sum)}): "
-        f"rounding of the features takes at most {upper(exported.program_cost, 2)}/255 of a radius "
-        "on these inputs"
-    )
-    if exported.rewrites:
-        print_hint(
-            f"  runtime    {exported.rewrites} rewrites the graph, so 'lipdeploy predict' offers "
-            "network there: each answer is compared with float64"
-        )
+    print_hint(f"  guarantee  {_guarantee(exported)}")
     if exported.plan and not is_quiet():
         print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
-        print_table(_plan_table(exported.plan, exported.files[exported.path]))
+        print_table(_plan_table(exported.plan, list(exported.files.values())))
     print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")
+
+
+def _guarantee(exported: "Exported") -> str:
+    """What the engine offers where it was exported for, and what that costs."""
+    manifest = exported.manifest
+    if exported.rewrites or manifest.guarantee == "network":
+        reason = "libraries may sum in fewer bits on tensor cores"
+        if exported.rewrites:
+            reason = f"{exported.rewrites} rewrites the graph"
+        return (
+            f"network, {manifest.arithmetic}: each answer is compared with float64, because "
+            f"{reason}"
+        )
+    return (
+        f"{manifest.guarantee}, {manifest.arithmetic}, sums {manifest.accumulation} "
+        f"({_sums(manifest.longest_sum)}): rounding of the features takes at most "
+        f"{upper(exported.program_cost, 2)}/255 of a radius on these inputs"
+    )
+
+
+def precision_note(cost: "PrecisionCost") -> list[str]:
+    """What a lower precision costs and gains; what could not be measured is said to be so."""
+    ran = f"{cost.ran}, which imitates it" if cost.is_imitated else cost.ran
+    return [
+        f"{cost.precision} instead of float32, on {ran}:",
+        f"  radius  {_radius_cost(cost)}",
+        f"  speed   {_speed_gain(cost)}",
+    ]
+
+
+def _radius_cost(cost: "PrecisionCost") -> str:
+    if cost.radius_255 is None:
+        most = upper(cost.at_most_255, 2)
+        return (
+            f"rounding of the features takes at most {most}/255, by the model of {cost.precision}; "
+            f"not measured: {cost.reason}"
+        )
+    return (
+        f"{lower(cost.radius_255, 2)}/255 on average instead of {lower(cost.float32_255, 2)}/255, "
+        f"statement network, {cost.images} images"
+    )
+
+
+def _speed_gain(cost: "PrecisionCost") -> str:
+    if cost.speed is None:
+        return f"not measured: {cost.reason}"
+    speed = cost.speed
+    return (
+        f"{speed.gain:.2f} times that of float32: {speed.lower:.0f} images a second instead of "
+        f"{speed.float32:.0f}, batches of {speed.batch}"
+    )
 
 
 def _sums(longest: int | None) -> str:
     return "any number of terms" if longest is None else f"at most {longest} terms"
 
 
-def _plan_table(plan: "tuple[PlannedLayer, ...]", file_bytes: int) -> Table:
-    """A line a layer, and their sum; bytes of the whole file in the last one."""
+def _plan_table(plan: "tuple[PlannedLayer, ...]", file_bytes: list[int]) -> Table:
+    """A line a layer, and their sum; bytes of all files in the last one."""
     amounts = (">MMACs/image", ">stored MB", ">read MB", ">ms")
     bounds = (">norm at most", ">of rounding")
     table = plain_table("  layer", "grid", "channels", "form", *amounts, *bounds)
@@ -77,7 +119,9 @@ def _plan_table(plan: "tuple[PlannedLayer, ...]", file_bytes: int) -> Table:
         )
     names = ("macs", "parameter_bytes", "engine_bytes", "seconds")
     totals = [sum(getattr(line, name) for line in plan) for name in names]
-    table.add_row("  all", "", "", f"file {file_bytes / 1e6:.1f} MB", *_amounts(*totals), "", "")
+    name = "file" if len(file_bytes) == 1 else "files"
+    size = f"{name} {sum(file_bytes) / 1e6:.1f} MB"
+    table.add_row("  all", "", "", size, *_amounts(*totals), "", "")
     return table
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from lipdeploy.decimals import lower
 from lipdeploy.report.console import print_error, print_line, print_note
-from lipdeploy.report.prediction import MEANINGS
+from lipdeploy.report.prediction import guarantee_lines
 
 if TYPE_CHECKING:
     from lipdeploy.pairs import Pair
@@ -59,7 +59,4 @@ def write_pair(summary: dict[str, Any]) -> None:
         )
     if summary["contradicts"]:
         print_error("the answers contradict the guarantee; please report it with both images")
-    print_note(
-        f"guarantee {summary['guarantee']}: {MEANINGS[summary['guarantee']]}; assumes "
-        f"{'; '.join(summary['assumptions'])}"
-    )
+    print_note(*guarantee_lines(summary["guarantee"], summary["assumptions"]))

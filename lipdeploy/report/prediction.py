@@ -176,6 +176,11 @@ def prediction_note(predictor: "Predictor", rows: PredictionRows) -> list[str]:
     engine += f", {predictor.engine_seconds:.3f} s; certificates {predictor.certify_seconds:.3f} s"
     if predictor.tight_is_exact:
         engine += "; --tight changes nothing, the radii of this linear head are exact"
-    meaning = MEANINGS[predictor.guarantee]
-    assumed = "; ".join(predictor.assumptions)
-    return [engine, f"guarantee {predictor.guarantee}: {meaning}; assumes {assumed}"]
+    return [engine, *guarantee_lines(predictor.guarantee, predictor.assumptions)]
+
+
+def guarantee_lines(guarantee: str, assumptions: Iterable[str], *remarks: str) -> list[str]:
+    """What a guarantee says, remarks on how it is counted, and what it assumes, one a line."""
+    assumed = [f"  - {assumption}" for assumption in assumptions]
+    meaning = f"guarantee {guarantee}: {MEANINGS[guarantee]}"
+    return [meaning, *remarks, "assumptions:", *assumed]

@@ -1,9 +1,10 @@
 """The lines and the two verdicts of `lipdeploy verify`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.report.console import print_line
+from lipdeploy.report.console import print_line, stages
 
 if TYPE_CHECKING:
     from lipdeploy.verification import Check
@@ -41,6 +42,18 @@ class Verdicts:
         """Everything in plain values."""
         verdicts = {verdict: self.of(verdict) for verdict in VERDICTS}
         return {"path": self.path, **verdicts, "checks": [asdict(check) for check in self.checks]}
+
+
+def watched(checks: Iterator["Check"]) -> Iterator["Check"]:
+    """Checks as they come; while one is under way a spinner says how far the verification is."""
+    done, last = 0, ""
+    while True:
+        with stages(f"verify: {done} checks done{last}"):
+            check = next(checks, None)
+        if check is None:
+            return
+        done, last = done + 1, f", the last: {check.name}"
+        yield check
 
 
 def write_check(check: "Check") -> None:

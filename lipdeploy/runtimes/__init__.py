@@ -14,7 +14,7 @@ class Runtime(Protocol):
 
     Attributes:
         description: engine, version and device, for people and for the record.
-        arithmetic: how it computes; see `lipdeploy.rounding.ARITHMETICS`.
+        arithmetic: how it computes; see `lipdeploy.arithmetic.ARITHMETICS`.
         runs_graph: whether it runs the operations of the engine's graph as they are, which is what
             the bounds of rounding are proven for; else its errors are only known as measured.
     """

@@ -25,7 +25,9 @@ def check_runtime(choice: str, device: str) -> None:
     check_choice("--runtime", choice, RUNTIMES)
     check_choice("--device", device, DEVICES)
     if choice in ON_CPU and device == "cuda":
-        raise UsageError(f"--device cuda: {choice} has no GPU here; use --runtime onnxruntime")
+        raise UsageError(
+            f"--device cuda: {choice} has no GPU here; use --device cpu, or --runtime onnxruntime"
+        )
     if choice == "tensorrt" and device == "cpu":
         raise UsageError("--device cpu: TensorRT needs a GPU; use --runtime onnxruntime")
 

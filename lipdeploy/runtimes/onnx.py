@@ -30,9 +30,10 @@ class OnnxRuntime:
     Args:
         data: bytes of an ONNX model.
         device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
-        arithmetic: that of the model's body, see `lipdeploy.rounding.ARITHMETICS`.
+        arithmetic: that of the model's body, see `lipdeploy.arithmetic.ARITHMETICS`.
 
     Attributes:
+        device: "cpu" or "cuda", where it runs.
         runs_graph: False where it has no operations of the arithmetic and casts around each: on a
             CPU in half precision.
 
@@ -52,11 +53,11 @@ class OnnxRuntime:
         self.arithmetic = arithmetic
         self._write_to = _write_to
         self._session, used = self._open(data, device)
-        self._device: Device = "cuda" if used == "cuda" else "cpu"
+        self.device: Device = "cuda" if used == "cuda" else "cpu"
         self._run_options = self._library.RunOptions()
         # Without this the nodes of outputs that nobody asked for would run, too.
         self._run_options.only_execute_path_to_fetches = True
-        self.runs_graph = arithmetic in ("float32", "tf32") or self._device == "cuda"
+        self.runs_graph = arithmetic in ("float32", "tf32") or self.device == "cuda"
         self.description = f"onnxruntime {self._library.__version__}, {arithmetic}, {used}"
 
     def _open(self, data: bytes, device: Device) -> tuple[Any, str]:
@@ -69,7 +70,8 @@ class OnnxRuntime:
                 return self._cpu_session(data), f"cpu ({error})"
         elif device == "cuda":
             reason = onnxruntime_clash() or "the installed ONNX Runtime has no CUDA"
-            raise EngineError(f"--device cuda: {reason}; {reinstall_onnxruntime(for_gpu=True)}")
+            mend = reinstall_onnxruntime(for_gpu=True)
+            raise EngineError(f"--device cuda: {reason}; use --device cpu, or {mend}")
         return self._cpu_session(data), "cpu"
 
     def _options(self) -> Any:  # noqa: ANN401
@@ -121,7 +123,7 @@ class OnnxRuntime:
         self, names: list[str], inputs: dict[str, NDArray[np.float32]]
     ) -> list[NDArray[np.float32]]:
         """The values of some outputs of the model."""
-        run = self.bound_outputs if self._device == "cuda" else self._session_outputs
+        run = self.bound_outputs if self.device == "cuda" else self._session_outputs
         try:
             return run(names, inputs)
         # As above: no common base class.
@@ -150,7 +152,7 @@ class OnnxRuntime:
 
     def same_device(self, data: bytes) -> "OnnxRuntime":
         """Another model on the same device, with the same options."""
-        return OnnxRuntime(data, self._device, self.arithmetic)
+        return OnnxRuntime(data, self.device, self.arithmetic)
 
 
 def _import(device: Device) -> Any:  # noqa: ANN401

@@ -12,8 +12,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lipdeploy.arithmetic import ARITHMETICS
 from lipdeploy.errors import EngineError
-from lipdeploy.rounding import ARITHMETICS
 from lipdeploy.runtimes import Array, Pixels
 from lipdeploy.runtimes.cuda import Gpu, Mirror, Stream, find_gpu
 

@@ -20,7 +20,7 @@ class TorchRuntime:
         data: bytes of an engine's graph, `lipdeploy.artifact.Engine.prepared`.
         device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
         dtype: "float32" for the types of the graph itself, "float64" for all numbers in that.
-        arithmetic: of the graph's body, see `lipdeploy.rounding.ARITHMETICS`.
+        arithmetic: of the graph's body, see `lipdeploy.arithmetic.ARITHMETICS`.
 
     Attributes:
         description: torch's version, type of numbers and device.

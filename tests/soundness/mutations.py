@@ -17,8 +17,10 @@ import onnx
 from onnx import numpy_helper
 
 from lipdeploy import (
+    arithmetic,
     bounds,
     certificate,
+    directed,
     engine_error,
     frozen,
     heads,
@@ -91,7 +93,7 @@ def _with_errors(change: Callable[[engine_error.EngineErrors], engine_error.Engi
 
 def _float32(**changes: Any) -> Patch:
     """The arithmetic of engines with other properties."""
-    return rounding.ARITHMETICS, "float32", replace(rounding.FLOAT32, **changes)
+    return arithmetic.ARITHMETICS, "float32", replace(arithmetic.FLOAT32, **changes)
 
 
 def _first_rivals(kind: type, count: int) -> Patch:
@@ -190,8 +192,8 @@ BUILD_MODEL = onnx_export.build_model
 OUTPUTS = onnx_runtime.OnnxRuntime.outputs
 ACCUMULATED = rounding.Rounding._accumulated
 DUAL_LOWER = mlp_margins.dual_lower
-GAMMA = rounding.Arithmetic.gamma
-NOTHING = rounding.AffineBound(0.0, 0.0)
+GAMMA = arithmetic.Arithmetic.gamma
+NOTHING = directed.AffineBound(0.0, 0.0)
 RESIZE = images.linear_resize
 
 
@@ -228,7 +230,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("nine rivals, MLP head", (_first_rivals(mlp_head.MlpHead, 10),)),
     Mutation("slack ignored, linear head", (_no_slack(heads.LinearHead),)),
     Mutation("slack ignored, MLP head", (_no_slack(mlp_head.MlpHead),)),
-    Mutation("radii rounded up", ((rounding, "round_down", _round_up),)),
+    Mutation("radii rounded up", ((directed, "round_down", _round_up),)),
     Mutation(
         "e dropped, network",
         ((certificate, "feature_errors_upper", lambda e, r, own: np.zeros(len(own))),),
@@ -248,7 +250,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation("u halved", (_float32(unit_roundoff=2.0**-25),)),
     Mutation(
         "sqrt(n) instead of n",
-        ((rounding.Arithmetic, "gamma", lambda self, n: GAMMA(self, math.isqrt(n))),),
+        ((arithmetic.Arithmetic, "gamma", lambda self, n: GAMMA(self, math.isqrt(n))),),
     ),
     Mutation(
         "same order: one rounding a sum",

@@ -11,13 +11,14 @@ from fractions import Fraction
 
 import numpy as np
 
+from lipdeploy.arithmetic import ARITHMETICS, FLOAT64
 from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
 from lipdeploy.frozen import FrozenNetwork, Linear, Operation, Shift, SpaceToDepth
 from lipdeploy.heads import LinearHead
 from lipdeploy.operators import DenseMatrix, PointwiseMatrix
-from lipdeploy.rounding import ARITHMETICS, FLOAT64, LONGEST_SUMS, Accumulation, Rounding
+from lipdeploy.rounding import LONGEST_SUMS, Accumulation, Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 
 SIDE = 8
