@@ -122,8 +122,15 @@ def _compared(runs: "list[Evaluated]", radii: Sequence[Fraction]) -> "list[Evalu
 def _write(
     outputs: _Outputs, runs: "list[Evaluated]", radii: Sequence[Fraction], *, as_json: bool
 ) -> None:
+    """Files first: they must not be lost where nobody reads standard output to its end."""
     from lipdeploy.report import evaluation as terminal
 
+    if outputs.curve is not None:
+        _write_curve(outputs.curve, runs, radii)
+    if outputs.report is not None:
+        from lipdeploy.report.page import write_page
+
+        write_page(runs, shlex.join(["lipdeploy", *sys.argv[1:]]), outputs.report)
     summaries = [run.summary for run in runs]
     if as_json:
         for summary in summaries:
@@ -132,12 +139,6 @@ def _write(
         terminal.write_side_by_side(summaries)
     else:
         terminal.write_evaluation(summaries[0])
-    if outputs.curve is not None:
-        _write_curve(outputs.curve, runs, radii)
-    if outputs.report is not None:
-        from lipdeploy.report.page import write_page
-
-        write_page(runs, shlex.join(["lipdeploy", *sys.argv[1:]]), outputs.report)
     if written := outputs.written():
         print_note(f"wrote {', '.join(written)}")
 

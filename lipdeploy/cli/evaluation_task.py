@@ -1,7 +1,7 @@
 """What `lipdeploy evaluate` does for each of its models."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +16,7 @@ from lipdeploy.journal import identity_of, open_journal
 from lipdeploy.predictor import Predictor
 from lipdeploy.report.console import print_detail
 from lipdeploy.report.evaluation import tell_unreadable, watched
-from lipdeploy.report.images import Row, image_row
+from lipdeploy.report.images import ImageWriter
 from lipdeploy.report.summary import Course, Evaluated, evaluation_summary
 
 if TYPE_CHECKING:
@@ -52,13 +52,13 @@ class Task:
         with only_writer(self.journals, "evaluating into", "--resume"):
             yield
 
-    def run(self, model: Path, number: int, write_image: Callable[[Row], None]) -> Evaluated:
+    def run(self, model: Path, number: int, write_image: ImageWriter) -> Evaluated:
         """Evaluate one model.
 
         Args:
             model: its file.
             number: which of the models, from 1 on.
-            write_image: takes the row of each image.
+            write_image: takes each image.
         """
         with ExitStack() as stack:
             engine = engine_of(model)
@@ -70,7 +70,7 @@ class Task:
             known, found = self._outcomes(stack, predictor, images, number)
             for outcome in watched(found, len(images)):
                 result.add(outcome)
-                write_image(image_row(outcome, predictor.model, numbers))
+                write_image(outcome, predictor.model, numbers)
                 tell_unreadable(outcome, result.unreadable)
             course = Course(time.perf_counter() - start, known, self.data_sha256)
             summary = evaluation_summary(result, predictor, images.name, self.radii, course)

@@ -41,6 +41,8 @@ ROWS_AT_ONCE = 4096
 
 Row = dict[str, Any]
 Writer = Callable[[Row], None]
+ImageWriter = Callable[["Outcome", str, int], None]
+"""Takes the arguments of `image_row`."""
 
 
 def image_row(outcome: "Outcome", model: str, numbers: int) -> Row:
@@ -69,7 +71,7 @@ def image_row(outcome: "Outcome", model: str, numbers: int) -> Row:
 
 
 @contextmanager
-def image_tables(csv_path: Path | None, parquet_path: Path | None) -> Iterator[Writer]:
+def image_tables(csv_path: Path | None, parquet_path: Path | None) -> Iterator[ImageWriter]:
     """Write a line an image into each file while it runs; nothing where both are None.
 
     Older files of these names stay until the new ones are whole.
@@ -84,7 +86,8 @@ def image_tables(csv_path: Path | None, parquet_path: Path | None) -> Iterator[W
         if parquet_path is not None:
             writers.append(stack.enter_context(_parquet_table(parquet_path)))
 
-        def write(row: Row) -> None:
+        def write(outcome: "Outcome", model: str, numbers: int) -> None:
+            row = image_row(outcome, model, numbers) if writers else {}
             for writer in writers:
                 writer(row)
 
