@@ -1,6 +1,7 @@
 # make demo: install and certify the bundled images with the bundled model.
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
+# make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
 # certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
 # bench-train, bench-train-quick, study, install-check, cifar10, bundled-model.
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
+.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
   bench-train bench-train-quick study install-check cifar10 bundled-model clean
 
@@ -56,6 +57,12 @@ DATA ?= data/cifar10-jpeg
 MODEL ?= samples/model.onnx
 evaluate: $(VENV)/.demo
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA)
+
+# The pictures of a report in docs/, light and wide, dark and narrow; fails on what the browser says.
+report-pictures: $(VENV)/.test
+	$(PIP) selenium
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --report build/report.html
+	$(BIN)/python benchmarks/report_pictures.py build/report.html
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy

@@ -81,7 +81,12 @@ class BatchCertifier:
     @property
     def assumptions(self) -> tuple[str, ...]:
         """What the certificates assume."""
-        return assumptions(self.guarantee, self.rounding, is_mlp=self._is_mlp)
+        return self.assumptions_of(self.guarantee)
+
+    def assumptions_of(self, statement: str) -> tuple[str, ...]:
+        """What one of `statements` assumes."""
+        guarantee, _, rounding = statement.partition(", ")
+        return assumptions(guarantee, rounding or self.rounding, is_mlp=self._is_mlp)
 
     @property
     def tight_is_exact(self) -> bool:

@@ -1,15 +1,21 @@
-"""Labelled images, without torch: image folders, and the classes that they share with a model."""
+"""Labelled images, without torch: folders, lists, and the classes that they share with a model."""
 
+import csv
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from lipdeploy.choices import check_class_names, suggestion
 from lipdeploy.errors import DatasetError
 from lipdeploy.images import SUFFIXES, ImageSource
 
 CIFAR_NAMES = ("cifar10", "cifar100")
+LIST_SUFFIX = ".csv"
+LIST_COLUMNS = ("path", "label")
 
 Source = TypeVar("Source", bound=ImageSource)
 
@@ -23,12 +29,15 @@ class LabelledSources(Generic[Source]):
         classes: names of the classes.
         sources: files, or arrays of shape (height, width, 3), uint8.
         labels: positions in `classes`.
+        may_lack_classes: whether a model may have classes without an image here: so in a list,
+            which names the class of each image; not where a folder is missing.
     """
 
     name: str
     classes: tuple[str, ...]
     sources: Sequence[Source]
     labels: Sequence[int]
+    may_lack_classes: bool = False
 
     def __len__(self) -> int:
         """Number of images."""
@@ -45,30 +54,80 @@ class LabelledSources(Generic[Source]):
             labels=[self.labels[index] for index in indices],
         )
 
+    def since(self, start: int) -> "LabelledSources[Source]":
+        """The images from position `start` on."""
+        if not start:
+            return self
+        return replace(self, sources=self.sources[start:], labels=self.labels[start:])
+
+    def sha256(self) -> str:
+        """Hash of the contents of all images in order, each with its class; reads all files.
+
+        Names and places of files do not count; one that cannot be read counts as such.
+        """
+        state = hashlib.sha256()
+        for label, source in zip(self.labels, self.sources, strict=True):
+            state.update(f"{self.classes[label]}\n".encode() + _content_hash(source))
+        return state.hexdigest()
+
     def in_order_of(self, classes: tuple[str, ...]) -> "LabelledSources[Source]":
         """The same images, labels counted in `classes`, those of a model.
 
         Raises:
             DatasetError: if the two have not the same classes.
         """
-        check_same_classes(self.name, self.classes, classes, "the model")
+        required = () if self.may_lack_classes else classes
+        check_same_classes(self.name, self.classes, classes, "the model", required)
         positions = [classes.index(name) for name in self.classes]
         return replace(self, classes=classes, labels=[positions[label] for label in self.labels])
 
 
+def _content_hash(source: ImageSource) -> bytes:
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(f"{source.shape}\n".encode() + source.tobytes()).digest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
+    try:
+        with Path(str(source)).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+    except OSError:
+        return b"unreadable"
+
+
 def check_same_classes(
-    where: str, found: Iterable[str], expected: Iterable[str], owner: str
+    where: str,
+    found: Iterable[str],
+    expected: Sequence[str],
+    owner: str,
+    required: Iterable[str] | None = None,
 ) -> None:
-    """Raise DatasetError unless the classes in `where` are those of `owner`."""
-    found, expected = set(found), set(expected)
-    for name in sorted(found - expected):
-        hint = suggestion(name, expected - found) or f"; it knows {_list(sorted(expected))}"
+    """Raise DatasetError unless the classes in `where` are those of `owner`.
+
+    Args:
+        where: what the message begins with.
+        found: the classes there.
+        expected: the classes of `owner`, in its order.
+        owner: a model, or a dataset.
+        required: those of which images must be there; None for all that are expected.
+    """
+    found = set(found)
+    for name in sorted(found - set(expected)):
+        hint = _meant_class(name, expected, found)
         raise DatasetError(f"{where}: {owner} has no class {name!r}{hint}")
-    if missing := sorted(expected - found):
+    if missing := sorted(set(expected if required is None else required) - found):
         raise DatasetError(
             f"{where}: no images of {_list(missing)}, which {owner} has; test and training need "
             "the same classes: add a folder of images for each, or train without them"
         )
+
+
+def _meant_class(name: str, expected: Sequence[str], found: set[str]) -> str:
+    """What an unknown class may mean: one that is spelled alike, or that has this number."""
+    if near := suggestion(name, sorted(set(expected) - found)):
+        return near
+    if name.isdecimal() and int(name) < len(expected):
+        return f"; classes go by name, and number {int(name)} is {expected[int(name)]}"
+    return f"; it knows {_list(sorted(expected))}"
 
 
 def _list(names: list[str]) -> str:
@@ -127,3 +186,56 @@ def check_test_classes(root: Path, classes: tuple[str, ...]) -> None:
     base = root / "test"
     if base.is_dir():
         check_same_classes(str(base), _class_folders(base), classes, f"{root / 'train'}")
+
+
+def scan_list(path: Path) -> LabelledSources[Path]:
+    """Read a CSV list of images: columns `path`, relative to the list's folder, and `label`.
+
+    Labels are names of classes; these are in the order of their names, images in that of the lines.
+    Other columns do not count.
+
+    Raises:
+        DatasetError: if it is no such list, or has no line.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            _check_columns(path, reader.fieldnames or ())
+            rows = [_list_row(path, reader.line_num, row) for row in reader]
+    except OSError as error:
+        raise DatasetError(
+            f"{path}: cannot be read ({error.strerror}); give a CSV file with the columns "
+            f"{','.join(LIST_COLUMNS)}"
+        ) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path}: not a CSV file in UTF-8 ({error}); save it as one") from error
+    if not rows:
+        raise DatasetError(f"{path}: a list without images; add a line for each")
+    names = sorted({label for _, label in rows})
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}; change the label") from error
+    positions = {name: position for position, name in enumerate(names)}
+    files = [path.parent / name for name, _ in rows]
+    labels = [positions[label] for _, label in rows]
+    return LabelledSources(str(path), tuple(names), files, labels, may_lack_classes=True)
+
+
+def _check_columns(path: Path, found: Sequence[str]) -> None:
+    for name in LIST_COLUMNS:
+        if name not in found:
+            hint = suggestion(name, found)
+            raise DatasetError(
+                f"{path}: no column {name!r} in its first line, which must name the columns "
+                f"{','.join(LIST_COLUMNS)}{hint}"
+            )
+
+
+def _list_row(path: Path, line: int, row: dict[str, str | None]) -> tuple[str, str]:
+    """File and label of a line."""
+    file, label = ((row[name] or "").strip() for name in LIST_COLUMNS)
+    if not file or not label:
+        missing = LIST_COLUMNS[0] if not file else LIST_COLUMNS[1]
+        raise DatasetError(f"{path}: line {line} has no {missing}; fill it in, or remove the line")
+    return file, label

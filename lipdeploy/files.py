@@ -81,8 +81,13 @@ def file_sha256(path: Path) -> str | None:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, work: str, option: str) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder, until the end or death of this.
+
+    Args:
+        folder: what is written into.
+        work: what the other process does there, for the message.
+        option: the one that names the folder, for the message.
 
     Raises:
         OutputError: if another process is in it.
@@ -96,8 +101,7 @@ def only_writer(folder: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(
-                f"{folder}: another process is training into it; wait for it, or choose another "
-                "--out"
+                f"{folder}: another process is {work} it; wait for it, or choose another {option}"
             ) from error
         yield
     finally:
@@ -144,3 +148,16 @@ def not_writable(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path}: cannot be written ({error.strerror or error}); make room or give another place"
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the errors of the system into those that name the file and what to do.
+
+    Raises:
+        OutputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise not_writable(path, error) from error

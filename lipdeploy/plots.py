@@ -22,9 +22,20 @@ def check_matplotlib() -> None:
 
 
 def write_curve(
-    evaluation: Evaluation, radii: Sequence[Fraction], title: str, guarantee: str, path: Path
+    evaluations: Sequence[tuple[str, Evaluation]],
+    radii: Sequence[Fraction],
+    title: str,
+    guarantee: str,
+    path: Path,
 ) -> None:
     """Write a PNG: share of images that are right and certified, by radius in 1/255.
+
+    Args:
+        evaluations: with the names of what was evaluated.
+        radii: that are marked, where there is one evaluation.
+        title: above the picture.
+        guarantee: the statement.
+        path: of the picture.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -33,17 +44,19 @@ def write_curve(
 
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
-    steps, shares = evaluation.curve()
-    # After the largest radius nothing is certified, before the next one all that is larger.
-    axes.step([255 * r for r in steps], [100 * s for s in shares], where="post", color="#1f5fa8")
-    for radius in radii:
-        share = Fraction(100 * evaluation.certified(radius), evaluation.images)
-        at = float(255 * radius), float(share)
-        axes.plot(*at, "o", color="#1f5fa8")
-        axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
-    clean = Fraction(100 * evaluation.correct, evaluation.images)
-    label = f"clean accuracy {lower(clean, 2)} %"
-    axes.axhline(float(clean), color="grey", linestyle=":", label=label)
+    for (name, evaluation), colour in zip(evaluations, _colours(len(evaluations)), strict=True):
+        steps, shares = evaluation.curve()
+        clean = Fraction(100 * evaluation.correct, evaluation.images)
+        label = f"{name}: clean accuracy {lower(clean, 2)} %"
+        axes.axhline(float(clean), color=colour, linestyle=":")
+        # After the largest radius nothing is certified, before the next one all that is larger.
+        steps_255, percent = [255 * r for r in steps], [100 * s for s in shares]
+        axes.step(steps_255, percent, where="post", color=colour, label=label)
+        for radius in radii if len(evaluations) == 1 else ():
+            share = Fraction(100 * evaluation.certified(radius), evaluation.images)
+            at = float(255 * radius), float(share)
+            axes.plot(*at, "o", color=colour)
+            axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
     axes.set(
         xlabel=f"radius, l2 in 1/255 of the pixel range (guarantee: {guarantee})",
         ylabel="right and certified, %",
@@ -56,3 +69,8 @@ def write_curve(
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Title": title})
     write_atomically(stream.getvalue(), path)
+
+
+def _colours(count: int) -> list[str]:
+    """The first is the project's blue, others those of the library."""
+    return ["#1f5fa8", *(f"C{number}" for number in range(1, count))][:count]

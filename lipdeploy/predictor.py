@@ -150,6 +150,10 @@ class Predictor:
         """What the certificates assume."""
         return self._certifier.assumptions
 
+    def assumptions_of(self, statement: str) -> tuple[str, ...]:
+        """What one of `statements` assumes."""
+        return self._certifier.assumptions_of(statement)
+
     @property
     def tight_is_exact(self) -> bool:
         """Whether tight certificates were asked for where there is nothing to gain."""

@@ -56,6 +56,21 @@ def bundled() -> LipConvNet:
     return load_model(SOURCE / "samples" / "model.pt").network
 
 
+@pytest.fixture(scope="session")
+def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network with the classes of the bundled images, as an engine."""
+    from lipdeploy.exporters.export import ExportOptions, export_model
+    from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
+
+    classes = tuple(sorted({path.stem[:-5] for path in (SOURCE / "samples").glob("*.jpg")}))
+    folder = tmp_path_factory.mktemp("small")
+    card = ModelCard(classes, "none", "not trained", 0)
+    network = make_network(classes=len(classes))
+    save_model(TrainedModel(network, card, torch.zeros(2, 3, 8, 8)), folder / "model.pt")
+    export_model(folder / "model.pt", folder / "model.onnx", ExportOptions())
+    return folder / "model.onnx"
+
+
 @pytest.fixture
 def image_folder(tmp_path: Path) -> Path:
     """A dataset of two classes, dark and bright, 12 images of 8 x 8 pixels each."""

@@ -332,7 +332,10 @@ def test_names_of_records_are_compared_as_torch_does(small: Dataset, tmp_path: P
 def test_two_processes_do_not_train_into_one_folder(small: Dataset, tmp_path: Path) -> None:
     run = make_trainer(small, tmp_path / "run", epochs=1)
     run.folder.mkdir()
-    with files.only_writer(run.folder), pytest.raises(OutputError, match="another process"):
+    with (
+        files.only_writer(run.folder, "training into", "--out"),
+        pytest.raises(OutputError, match="another process"),
+    ):
         run.run(Silent())
     run.run(Silent())
 

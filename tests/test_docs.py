@@ -2,17 +2,27 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import own_test_set
 from typer.main import get_command
 
 from lipdeploy.cli import app
 from lipdeploy.report.prediction import FIELDS
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "samples/README.md", "docs/commands.md")
+Cli = Callable[..., tuple[int, str, str]]
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "samples/README.md",
+    "docs/commands.md",
+    "docs/evaluate.md",
+)
 
 
 def blocks(source: Path, document: str, language: str) -> list[str]:
@@ -61,6 +71,7 @@ def test_every_shell_command_works(source: Path, checkout: Path) -> None:
     assert len(script) >= 10
     assert (checkout / "runs" / "own" / "model.onnx").is_file()
     assert (checkout / "curve.png").is_file()
+    assert (checkout / "report.html").is_file()
     assert int(re.findall(r"clean accuracy +(\d+) of 10", finished.stdout)[0]) >= 7
 
 
@@ -105,6 +116,25 @@ def test_links_lead_somewhere(source: Path, document: str) -> None:
     folder = (source / document).parent
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (source / document).read_text()):
         assert (folder / target).exists(), target
+
+
+def test_evaluating_works_as_described(
+    source: Path, checkout: Path, small_engine: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = sorted((own_test_set(checkout / "own", source / "samples") / "test").rglob("*.jpg"))
+    rows = [f"{path.relative_to(checkout)},{path.parent.name}" for path in images]
+    (checkout / "list.csv").write_text("\n".join(["path,label", *rows]))
+    shutil.copy(small_engine, checkout / "other.onnx")
+    monkeypatch.chdir(checkout)
+    text = (source / "docs" / "evaluate.md").read_text()
+    commands = re.findall(r"^    lipdeploy (.*)", text, re.MULTILINE)
+    for command in commands:
+        status, output, errors = run_cli(*command.split())
+        assert status == 0, errors
+        assert "certified at" in output
+    assert len(commands) == 5
+    assert (checkout / "report.html").is_file()
+    assert (checkout / "images.parquet").is_file()
 
 
 def test_long_commands_in_the_samples_are_make_targets(source: Path) -> None:

@@ -29,6 +29,8 @@ def test_the_wheel_carries_what_it_needs_and_no_generic_names(wheel: Path) -> No
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"lipdeploy", f"{wheel.stem[:15]}.dist-info"}
     assert {"lipdeploy/samples/model.onnx", "lipdeploy/py.typed"} <= set(names)
+    templates = {f"lipdeploy/report/templates/{name}" for name in ("evaluation.html", "style.css")}
+    assert templates <= set(names)
     assert "lipdeploy/samples/model.pt" not in names
 
 

@@ -163,7 +163,7 @@ class Trainer:
             OutputError: if a file cannot be written; likewise.
         """
         make_writable_folder(self.folder)
-        with only_writer(self.folder):
+        with only_writer(self.folder, "training into", "--out"):
             self._check_unchanged()
             remove_partial_files(self.folder, RUN_FILES)
             self.metrics.forget_after(self.finished_epochs)

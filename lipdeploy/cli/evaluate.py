@@ -1,25 +1,35 @@
 """`lipdeploy evaluate`."""
 
-import time
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import engine_of, parse_radii, test_images
+from lipdeploy.cli.values import parse_radii, test_images
 from lipdeploy.errors import UsageError
 from lipdeploy.files import check_output
-from lipdeploy.report.console import print_detail, print_json, print_note
+from lipdeploy.report.console import print_json, print_note, stages
+
+if TYPE_CHECKING:
+    from lipdeploy.report.summary import Evaluated
 
 
 def evaluate(
-    model: options.EvaluatedModel,
+    models: options.EvaluatedModels,
     dataset: options.TestData,
     radii: options.Radii = None,
     limit: options.Limit = None,
     csv: options.ImageTable = None,
+    parquet: options.ParquetTable = None,
     curve: options.Curve = None,
+    report: options.Report = None,
+    resume: options.ResumeFolder = None,
     data: options.Data = Path("data"),
     guarantee: options.Guarantee = None,
     tight: options.Tight = False,
@@ -33,54 +43,114 @@ def evaluate(
 ) -> None:
     """Count right answers, and right answers certified at each radius, on a test set.
 
-    Images that cannot be read count as wrong; exit status 1 if there are any.
+    Several models are compared on the same images. Images that cannot be read count as wrong; exit
+    status 1 if there are any.
 
-    Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --curve curve.png
+    Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --report report.html
     """
-    from lipdeploy import plots
-    from lipdeploy.evaluation import STANDARD_RADII, Evaluation, outcomes
-    from lipdeploy.predictor import Predictor
-    from lipdeploy.report import evaluation as report
+    from lipdeploy.evaluation import STANDARD_RADII
 
     counted = parse_radii(radii) if radii else STANDARD_RADII
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
-    if curve is not None:
-        plots.check_matplotlib()
-    for option, path, suffix in (("--curve", curve, ".png"), ("--csv", csv, ".csv")):
-        if path is not None:
-            _check_file(option, path, suffix)
+    outputs = _Outputs(csv, parquet, curve, report)
+    outputs.check()
     images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
-    arguments: dict[str, Any] = {
-        "guarantee": guarantee,
-        "tight": tight,
-        "device": device,
-        "runtime": runtime,
-    }
-    with Predictor(engine_of(model), batch_size=batch, compare=True, **arguments) as predictor:
-        result = Evaluation(predictor.statements)
-        print_detail(predictor.description)
-        images = images.in_order_of(predictor.manifest.classes)
-        start = time.perf_counter()
-        with report.image_table(csv) as write_image:
-            for outcome in report.watched(outcomes(predictor, images), len(images)):
-                result.add(outcome)
-                write_image(outcome)
-                report.tell_unreadable(outcome, result.unreadable)
-        seconds = time.perf_counter() - start
-        summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
-    if as_json:
-        print_json(summary)
-    else:
-        report.write_evaluation(summary)
-    if curve is not None:
-        title = f"{predictor.model} on {result.images} images of {images.name}"
-        plots.write_curve(result, counted, title, predictor.guarantee, curve)
-    if written := [str(path) for path in (csv, curve) if path is not None]:
-        print_note(f"wrote {', '.join(written)}")
-    if result.unreadable:
+    settings = {"guarantee": guarantee, "tight": tight, "device": device, "runtime": runtime}
+
+    from lipdeploy.cli.evaluation_task import Task
+    from lipdeploy.report.images import image_tables
+
+    task = Task(images, counted, settings | {"batch_size": batch}, resume)
+    if resume is not None or report is not None:
+        with stages() as stage:
+            stage("hash the images")
+            task = replace(task, data_sha256=images.sha256())
+    with task.only_writer(), image_tables(csv, parquet) as write_image:
+        runs = [task.run(model, number, write_image) for number, model in enumerate(models, 1)]
+    _write(outputs, _compared(runs, counted), counted, as_json=as_json)
+    if any(run.evaluation.unreadable for run in runs):
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """The files that are asked for."""
+
+    csv: Path | None
+    parquet: Path | None
+    curve: Path | None
+    report: Path | None
+
+    def check(self) -> None:
+        """Make sure, before the work, that each can be written."""
+        if self.curve is not None:
+            from lipdeploy.plots import check_matplotlib
+
+            check_matplotlib()
+        if self.parquet is not None:
+            from lipdeploy.report.images import check_pyarrow
+
+            check_pyarrow()
+        if self.report is not None:
+            from lipdeploy.report.page import check_jinja
+
+            check_jinja()
+        suffixes = {"csv": ".csv", "parquet": ".parquet", "curve": ".png", "report": ".html"}
+        for name, suffix in suffixes.items():
+            path = getattr(self, name)
+            if path is not None:
+                _check_file(f"--{name}", path, suffix)
+
+    def written(self) -> list[str]:
+        """Their names."""
+        paths = (self.csv, self.parquet, self.curve, self.report)
+        return [str(path) for path in paths if path is not None]
+
+
+def _compared(runs: "list[Evaluated]", radii: Sequence[Fraction]) -> "list[Evaluated]":
+    """The runs; all but the first say what they differ from it by."""
+    from lipdeploy.report.summary import difference_rows
+
+    first, *others = runs
+    differences = [{"against": difference_rows(run, first, radii)} for run in others]
+    pairs = zip(others, differences, strict=True)
+    return [first, *(replace(run, summary=run.summary | against) for run, against in pairs)]
+
+
+def _write(
+    outputs: _Outputs, runs: "list[Evaluated]", radii: Sequence[Fraction], *, as_json: bool
+) -> None:
+    """Files first: they must not be lost where nobody reads standard output to its end."""
+    from lipdeploy.report import evaluation as terminal
+
+    if outputs.curve is not None:
+        _write_curve(outputs.curve, runs, radii)
+    if outputs.report is not None:
+        from lipdeploy.report.page import write_page
+
+        write_page(runs, shlex.join(["lipdeploy", *sys.argv[1:]]), outputs.report)
+    summaries = [run.summary for run in runs]
+    if as_json:
+        for summary in summaries:
+            print_json(summary)
+    elif len(runs) > 1:
+        terminal.write_side_by_side(summaries)
+    else:
+        terminal.write_evaluation(summaries[0])
+    if written := outputs.written():
+        print_note(f"wrote {', '.join(written)}")
+
+
+def _write_curve(path: Path, runs: "list[Evaluated]", radii: Sequence[Fraction]) -> None:
+    from lipdeploy import plots
+
+    first = runs[0].summary
+    what = f"{first['images']} images of {first['data']}"
+    title = f"{first['model']} on {what}" if len(runs) == 1 else what
+    named = [(run.summary["model"], run.evaluation) for run in runs]
+    plots.write_curve(named, radii, title, first["guarantee"], path)
 
 
 def _check_file(option: str, path: Path, suffix: str) -> None:

@@ -313,14 +313,20 @@ ShowProfile = Annotated[
 AsCsv = Annotated[bool, typer.Option("--csv", help="CSV on standard output.")]
 
 # evaluate
-EvaluatedModel = Annotated[
-    Path, typer.Argument(help="An exported engine, or a model.pt, which is frozen as by export.")
+EvaluatedModels = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Exported engines, or a model.pt, which is frozen as by export; several are compared "
+        "image by image.",
+    ),
 ]
 TestData = Annotated[
     str,
     typer.Argument(
         autocompletion=_one_of("cifar10", "cifar100"),
-        help="cifar10, cifar100, or a folder with test/<class>/* images.",
+        help="cifar10, cifar100, a folder with test/<class>/* images, or a .csv list with the "
+        "columns path (relative to it) and label.",
     ),
 ]
 Radii = Annotated[
@@ -333,8 +339,26 @@ Radii = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option(help="Only this many images, at equal distances.")]
 ImageTable = Annotated[Path | None, typer.Option("--csv", help="Write a CSV line an image here.")]
+ParquetTable = Annotated[
+    Path | None, typer.Option("--parquet", help="Write the same lines as a Parquet file here.")
+]
 Curve = Annotated[
     Path | None, typer.Option(help="Draw certified accuracy against the radius here, as a PNG.")
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a report here, a single HTML file: what is guaranteed, curves, classes, images."
+    ),
+]
+ResumeFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        help="Keep the result of each image in this folder, and go on from what is there: the same "
+        "command again after a kill ends with the same numbers. Other artifacts or images than it "
+        "was begun with are refused by hash.",
+    ),
 ]
 
 # benchmark

@@ -56,16 +56,24 @@ def holds_tensors(path: Path) -> bool:
 
 
 def test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
-    """The test part of a dataset that has a name, or of a folder."""
-    from lipdeploy.datasets import CIFAR_NAMES, scan_folder, unknown_dataset
+    """The test part of a dataset that has a name, or of a folder, or the images of a list."""
+    from lipdeploy.datasets import (
+        CIFAR_NAMES,
+        LIST_SUFFIX,
+        scan_folder,
+        scan_list,
+        unknown_dataset,
+    )
 
     if dataset in CIFAR_NAMES:
         from lipdeploy.training.data import cifar_test_images
 
         return cifar_test_images(dataset, data)
-    if not Path(dataset).is_dir():
-        raise unknown_dataset(dataset)
-    return scan_folder(Path(dataset), "test")
+    if Path(dataset).is_dir():
+        return scan_folder(Path(dataset), "test")
+    if Path(dataset).suffix.lower() == LIST_SUFFIX:
+        return scan_list(Path(dataset))
+    raise unknown_dataset(dataset)
 
 
 def engine_of(model: Path) -> "Path | Engine":

@@ -1,16 +1,12 @@
-"""An evaluation as a table, one JSON object, and a CSV file with a line an image."""
+"""An evaluation on the terminal: while it runs, its tables, and artifacts side by side."""
 
-import csv
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.decimals import float_lower, in_255ths, lower, upper
-from lipdeploy.files import not_writable
+from lipdeploy.decimals import lower, upper
 from lipdeploy.report.console import (
+    cell,
     plain_table,
     print_error,
     print_line,
@@ -21,87 +17,13 @@ from lipdeploy.report.console import (
 from lipdeploy.report.prediction import guarantee_lines
 
 if TYPE_CHECKING:
-    from lipdeploy.evaluation import Evaluation, Outcome
-    from lipdeploy.predictor import Predictor
+    from lipdeploy.evaluation import Outcome
+    from lipdeploy.report.summary import Summary
 
 NAMED = 10
 """Unreadable images that are named."""
-
-IMAGE_COLUMNS = (
-    "path",
-    "class",
-    "predicted",
-    "correct",
-    "radius",
-    "radius_255",
-    "radius_file",
-    "integer_budget",
-    "guarantee",
-    "radius_255_network",
-    "radius_255_program",
-    "assumptions",
-    "error",
-)
-
-
-def image_row(outcome: "Outcome") -> dict[str, Any]:
-    """One line of the CSV file; radii as in `predict`, also where the answer is wrong."""
-    result = outcome.result
-    row = {"path": result.path, "class": outcome.true_class, "correct": int(outcome.is_correct)}
-    certificate = getattr(result, "certificate", None)
-    row |= {name: getattr(certificate, name, None) for name in IMAGE_COLUMNS[4:9]}
-    compared = getattr(certificate, "radii_255", {})
-    row["assumptions"] = "; ".join(getattr(certificate, "assumptions", ())) or None
-    row |= {f"radius_255_{name}": compared.get(name) for name in ("network", "program")}
-    return row | {
-        "predicted": getattr(result, "label", None),
-        "error": getattr(result, "error", None),
-    }
-
-
-@contextmanager
-def image_table(path: Path | None) -> Iterator[Callable[["Outcome"], None]]:
-    """Write a line an image while it runs; nothing where `path` is None.
-
-    An older file of that name stays until the new one is whole.
-
-    Raises:
-        OutputError: if the file cannot be written.
-    """
-    if path is None:
-        yield lambda outcome: None
-        return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    # A device, such as /dev/stdout, has no name that could be taken.
-    target = partial if path.is_file() or not path.exists() else path
-    with _writing(path):
-        stream = target.open("w", newline="", encoding="utf-8", errors="backslashreplace")
-    try:
-        writer = csv.DictWriter(stream, IMAGE_COLUMNS)
-        with _writing(path):
-            writer.writeheader()
-
-        def write(outcome: "Outcome") -> None:
-            with _writing(path):
-                writer.writerow(image_row(outcome))
-
-        yield write
-        with _writing(path):
-            stream.close()
-            if target is partial:
-                partial.replace(path)
-    finally:
-        with suppress(OSError):
-            stream.close()
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise not_writable(path, error) from error
+CLASSES_SHOWN = 20
+MISTAKES_SHOWN = 5
 
 
 def tell_unreadable(outcome: "Outcome", unreadable: int) -> None:
@@ -124,89 +46,116 @@ def watched(outcomes: Iterable["Outcome"], total: int) -> Iterator["Outcome"]:
             yield outcome
 
 
-def evaluation_summary(
-    evaluation: "Evaluation",
-    predictor: "Predictor",
-    data: str,
-    radii: Sequence[Fraction],
-    seconds: float,
-) -> dict[str, Any]:
-    """The whole result in plain values, as `evaluate --json` prints it; radii in [0, 1] pixels."""
-    return {
-        "model": predictor.model,
-        "engine": predictor.runtime.description,
-        "sha256": predictor.sha256,
-        "content_sha256": predictor.manifest.sha256,
-        "data": data,
-        "images": evaluation.images,
-        "unreadable": evaluation.unreadable,
-        "correct": evaluation.correct,
-        "clean_accuracy": evaluation.clean_accuracy,
-        "certified": [
-            {
-                "radius": float_lower(radius),
-                "radius_255": float_lower(255 * radius),
-                "exactly": in_255ths(radius),
-                "images": evaluation.certified(radius),
-                "accuracy": evaluation.certified_accuracy(radius),
-                "images_by_statement": evaluation.compared(radius),
-            }
-            for radius in radii
-        ],
-        "average_certified_radius": evaluation.average_certified_radius,
-        "mean_correct_radius": evaluation.mean_correct_radius,
-        "cost_255": {
-            name: {"mean": mean, "largest": largest}
-            for name, (mean, largest) in evaluation.costs().items()
-        },
-        "guarantee": predictor.guarantee,
-        "rounding": predictor.rounding,
-        "assumptions": list(predictor.assumptions),
-        "space": "input",
-        "engine_seconds": predictor.engine_seconds,
-        "certify_seconds": predictor.certify_seconds,
-        "seconds": seconds,
-        "images_per_second": evaluation.images / seconds,
-    }
-
-
-def _compared(summary: dict[str, Any]) -> list[str]:
-    """Columns of the statements beside the one that was asked for."""
+def compared_statements(summary: "Summary") -> list[str]:
+    """Names of the statements beside the one that was asked for."""
     names = summary["certified"][0]["images_by_statement"] if summary["certified"] else {}
-    return [f">{name}" for name in names if name != summary["guarantee"]]
+    return [name for name in names if name != summary["guarantee"]]
 
 
-def _counts(count: int, total: int) -> tuple[str, str]:
-    return f"{count} of {total}", f"{lower(Fraction(100 * count, total), 2)} %"
+def share(count: int, total: int) -> str:
+    """In percent, rounded down."""
+    return f"{lower(Fraction(100 * count, total), 2)} %"
 
 
-def write_evaluation(summary: dict[str, Any]) -> None:
-    """The summary for people."""
-    table = plain_table("", f">images ({summary['guarantee']})", ">share", *_compared(summary))
-    total = summary["images"]
-    table.add_row("clean accuracy", *_counts(summary["correct"], total))
-    for entry in summary["certified"]:
-        counts = entry["images_by_statement"]
-        others = [str(counts[name[1:]]) for name in _compared(summary)]
-        name = f"certified at {entry['exactly']}"
-        table.add_row(name, *_counts(entry["images"], total), *others)
-    average, of_correct = (
-        lower(255 * Fraction(summary[name]), 1)
-        for name in ("average_certified_radius", "mean_correct_radius")
-    )
-    table.add_row("average certified radius", "", f"{average}/255")
-    table.add_row("mean radius of right answers", "", f"{of_correct}/255")
-    print_table(table)
+def interval(values: Sequence[float]) -> str:
+    """An interval of shares in percent, rounded outward."""
+    low, high = (Fraction(value) * 100 for value in values)
+    return f"{lower(low, 2)} to {upper(high, 2)} %"
+
+
+def write_evaluation(summary: "Summary") -> None:
+    """The summary of one artifact for people."""
+    _write_accuracies(summary)
     for name, cost in summary["cost_255"].items():
         mean, largest = (upper(Fraction(cost[key]), 2) for key in ("mean", "largest"))
         print_line(
             f"{name} costs {mean}/255 of radius on average against network, at most {largest}"
         )
-    print_note(
+    _write_quantiles(summary)
+    _write_classes(summary)
+    _write_mistakes(summary)
+    print_note(*_notes(summary))
+
+
+def _write_accuracies(summary: "Summary") -> None:
+    others = compared_statements(summary)
+    names = [f">images ({summary['guarantee']})", ">share", ">95 % interval", ">all change by"]
+    table = plain_table("", *names, *(f">{name}" for name in others))
+    total, right = summary["images"], summary["correct"]
+    counts = f"{right} of {total}", share(right, total), interval(summary["clean_interval"])
+    table.add_row("clean accuracy", *counts)
+    for entry in summary["certified"]:
+        table.add_row(
+            f"certified at {entry['exactly']}",
+            f"{entry['images']} of {total}",
+            share(entry["images"], total),
+            interval(entry["interval"]),
+            f"{lower(entry['equal_change_255'], 2)}/255",
+            *(str(entry["images_by_statement"][name]) for name in others),
+        )
+    for text, name in (
+        ("average certified radius", "average_certified_radius"),
+        ("mean radius of right answers", "mean_correct_radius"),
+    ):
+        table.add_row(text, "", f"{lower(255 * Fraction(summary[name]), 1)}/255")
+    print_table(table)
+
+
+def _write_quantiles(summary: "Summary") -> None:
+    if summary["radius_quantiles"]:
+        parts = [
+            f"{100 * entry['quantile']:.0f} % {lower(255 * Fraction(entry['radius']), 1)}"
+            for entry in summary["radius_quantiles"]
+        ]
+        print_line(f"quantiles of the radii of right answers, in 1/255: {', '.join(parts)}")
+
+
+def _write_classes(summary: "Summary") -> None:
+    radii = [entry["exactly"] for entry in summary["certified"]]
+    table = plain_table("class", ">images", ">right", *(f">{r}" for r in radii), ">mean radius")
+    rows = summary["classes"]
+    if len(rows) > CLASSES_SHOWN:
+        rows = sorted(rows, key=lambda row: _share_of(row, row["correct"]))[:CLASSES_SHOWN]
+        print_note(f"the {CLASSES_SHOWN} classes with the fewest right answers; --json has all")
+    for row in rows:
+        counts = [row["correct"], *row["certified"]]
+        shares = [share(count, row["images"]) if row["images"] else "" for count in counts]
+        mean = f"{lower(255 * Fraction(row['mean_correct_radius']), 1)}/255"
+        table.add_row(cell(row["name"]), str(row["images"]), *shares, mean)
+    print_line("")
+    print_table(table)
+
+
+def _share_of(row: dict[str, Any], count: int) -> float:
+    return count / row["images"] if row["images"] else 1.0
+
+
+def _write_mistakes(summary: "Summary") -> None:
+    wrong = summary["images"] - summary["correct"] - summary["unreadable"]
+    if not wrong:
+        return
+    print_line("")
+    certified = summary["wrong_and_certified"]
+    print_line(f"{certified} of {wrong} wrong answers have a radius: they are stable, not right")
+    table = plain_table("class", "taken for", ">images", ">with a radius", ">largest")
+    for row in summary["mistakes"][:MISTAKES_SHOWN]:
+        largest = f"{lower(255 * Fraction(row['largest_radius']), 1)}/255"
+        names = cell(row["true_class"]), cell(row["predicted"])
+        table.add_row(*names, str(row["images"]), str(row["certified"]), largest)
+    print_table(table)
+
+
+def _notes(summary: "Summary") -> tuple[str, ...]:
+    resumed = f", {summary['resumed']} of them known before" if summary["resumed"] else ""
+    return (
         f"{summary['images']} images in {summary['seconds']:.1f} s "
-        f"({summary['images_per_second']:.0f} a second), {summary['unreadable']} unreadable (count "
-        f"as wrong); engine {summary['engine']}, {summary['engine_seconds']:.2f} s; certificates "
-        f"of all statements {summary['certify_seconds']:.2f} s",
+        f"({summary['images_per_second']:.0f} a second{resumed}), {summary['unreadable']} "
+        f"unreadable (count as wrong); engine {summary['engine']}, "
+        f"{summary['engine_seconds']:.2f} s; certificates of all statements "
+        f"{summary['certify_seconds']:.2f} s",
+        "95 % interval: bootstrap over the images, so of images like these; all change by: the "
+        f"largest equal change of all {summary['input_numbers']} numbers of an input with that "
+        "radius",
         *guarantee_lines(
             summary["guarantee"],
             summary["assumptions"],
@@ -214,3 +163,40 @@ def write_evaluation(summary: dict[str, Any]) -> None:
             "than r; the average radius counts wrong answers as 0",
         ),
     )
+
+
+def write_side_by_side(summaries: Sequence["Summary"]) -> None:
+    """A line an artifact, then what it differs from the first by, image for image."""
+    first = summaries[0]
+    radii = [entry["exactly"] for entry in first["certified"]]
+    names = [">clean", *(f">certified at {radius}" for radius in radii), ">average radius"]
+    table = plain_table("model", *names, "guarantee")
+    for summary in summaries:
+        entries = [(summary["correct"], summary["clean_interval"])]
+        entries += [(entry["images"], entry["interval"]) for entry in summary["certified"]]
+        shares = [f"{share(n, summary['images'])} ({interval(i)})" for n, i in entries]
+        average = f"{lower(255 * Fraction(summary['average_certified_radius']), 1)}/255"
+        table.add_row(cell(summary["model"]), *shares, average, summary["guarantee"])
+    print_table(table)
+    for summary in summaries[1:]:
+        _write_differences(summary["against"], summary["model"])
+    print_note(
+        f"{first['images']} images of {first['data']}; in brackets 95 % intervals by bootstrap "
+        "over the images; differences are of the same images, in percentage points"
+    )
+
+
+def _write_differences(against: dict[str, Any], model: str) -> None:
+    print_line("", f"{model} against {against['model']}")
+    table = plain_table("", ">difference", ">95 % interval", ">only this", ">only the first")
+    for row in against["differences"]:
+        name = f"certified at {row['exactly']}" if row["exactly"] else "clean accuracy"
+        low, high = row["interval"]
+        table.add_row(
+            name,
+            f"{100 * row['difference']:+.2f}",
+            f"{100 * low:+.2f} to {100 * high:+.2f}",
+            str(row["only_this"]),
+            str(row["only_other"]),
+        )
+    print_table(table)
