@@ -1,7 +1,7 @@
 # make demo: install and certify the bundled images with the bundled model.
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
-# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
+# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich, timing,
 # certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu, install-check, cifar10,
 # bundled-model.
 
@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate timing \
+.PHONY: demo test lint docs soundness soundness-quick crash-test fuzz evaluate sandwich timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu install-check cifar10 \
   bundled-model clean
 
@@ -56,6 +56,12 @@ DATA ?= data/cifar10-jpeg
 MODEL ?= samples/model.onnx
 evaluate: $(VENV)/.demo
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA)
+
+# Certified accuracy, attacks and what lies between; pictures in runs/sandwich. LIMIT=500 for fewer.
+LIMIT ?= 1000000
+sandwich: $(VENV)/.test
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \
+	  --limit $(LIMIT) --explain runs/sandwich
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy

@@ -27,20 +27,28 @@ def evaluate(
     runtime: options.Runtime = "auto",
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
+    attack: options.Attack = False,
+    attack_images: options.AttackImages = None,
+    attack_seed: options.AttackSeed = 0,
+    explain: options.Explain = None,
+    explain_image: options.ExplainImage = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
 ) -> None:
     """Count right answers, and right answers certified at each radius, on a test set.
 
-    Images that cannot be read count as wrong; exit status 1 if there are any.
+    Images that cannot be read count as wrong; exit status 1 if there are any, or if an attack
+    contradicts a certificate.
 
     Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --curve curve.png
     """
     from lipdeploy import plots
+    from lipdeploy.cli.attack import attack_request, run_attack
     from lipdeploy.evaluation import STANDARD_RADII, Evaluation, outcomes
     from lipdeploy.predictor import Predictor
     from lipdeploy.report import evaluation as report
+    from lipdeploy.report.attack import write_sandwich
 
     counted = parse_radii(radii) if radii else STANDARD_RADII
     if limit is not None and limit < 1:
@@ -50,6 +58,7 @@ def evaluate(
     for option, path, suffix in (("--curve", curve, ".png"), ("--csv", csv, ".csv")):
         if path is not None:
             _check_file(option, path, suffix)
+    request = attack_request(attack, attack_images, attack_seed, explain, explain_image)
     images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     arguments: dict[str, Any] = {
@@ -70,16 +79,20 @@ def evaluate(
                 report.tell_unreadable(outcome, result.unreadable)
         seconds = time.perf_counter() - start
         summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
+        if request is not None:
+            summary["attack"] = run_attack(predictor, images, counted, device, request)
     if as_json:
         print_json(summary)
     else:
         report.write_evaluation(summary)
+        if request is not None:
+            write_sandwich(summary["attack"])
     if curve is not None:
         title = f"{predictor.model} on {result.images} images of {images.name}"
         plots.write_curve(result, counted, title, predictor.guarantee, curve)
     if written := [str(path) for path in (csv, curve) if path is not None]:
         print_note(f"wrote {', '.join(written)}")
-    if result.unreadable:
+    if result.unreadable or summary.get("attack", {}).get("broken_certificates"):
         raise typer.Exit(1)
 
 
