@@ -151,7 +151,8 @@ def _inside(images: Tensor, moved: Tensor, radii: Tensor) -> Tensor:
 
 
 def _norms(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
+    norms: Tensor = x.flatten(1).norm(dim=1)
+    return norms
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -88,7 +88,9 @@ def run_attack(
     options = AttackOptions(radii, seed=request.seed)
     attacker = Attacker(predictor, options, device)
     images = images if request.images is None else images.spread(request.images)
-    sandwich, gallery, rows, pairs = Sandwich(), Gallery(request.shown), [], []
+    sandwich, gallery = Sandwich(), Gallery(request.shown)
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     start = time.perf_counter()
     for item in report.watched_attack(attacked(attacker, predictor, images), len(images)):
         sandwich.add(item)

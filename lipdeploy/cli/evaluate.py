@@ -80,7 +80,7 @@ def evaluate(
         seconds = time.perf_counter() - start
         summary = report.evaluation_summary(result, predictor, images.name, counted, seconds)
         if request is not None:
-            summary["attack"] = run_attack(predictor, images, counted, device, request)
+            summary["attack"] = run_attack(predictor, images, counted, arguments["device"], request)
     if as_json:
         print_json(summary)
     else:
