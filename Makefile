@@ -2,7 +2,7 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
-# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, timing,
+# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich, timing,
 # certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
 # bench-train, bench-train-quick, study, install-check, cifar10, bundled-model.
 
@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate timing \
+.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
   bench-train bench-train-quick study install-check cifar10 bundled-model clean
 
@@ -63,6 +63,12 @@ report-pictures: $(VENV)/.test
 	$(PIP) selenium
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --report build/report.html
 	$(BIN)/python benchmarks/report_pictures.py build/report.html
+
+# Certified accuracy, attacks and what lies between; pictures in runs/sandwich. LIMIT=500 for fewer.
+LIMIT ?= 1000000
+sandwich: $(VENV)/.test
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \
+	  --limit $(LIMIT) --explain runs/sandwich
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy

@@ -1,15 +1,19 @@
-"""Whether the certificate of one image covers another one."""
+"""Whether the certificate of one image covers another one.
+
+Besides images it takes inputs of the network that were saved as they are (.npy): what an attack
+finds need not be an image of 8 bits.
+"""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from lipdeploy.errors import ImageError, ModelError
-from lipdeploy.images import ImageSource, decode, network_input
-from lipdeploy.prediction import Certificate, Prediction
+from lipdeploy.images import ImageSource, NetworkInput, decode, network_input
+from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.predictor import Predictor
 
 
@@ -69,24 +73,61 @@ class Pair:
 def check_pair(predictor: Predictor, first: ImageSource, second: ImageSource) -> Pair:
     """Predict two images and compare their distance with the certificate of the first.
 
+    Args:
+        predictor: certifies, too.
+        first: an image, or the path of a .npy file: float32, shape (3, n, n), 0 ... 255.
+        second: the same.
+
     Raises:
         ImageError: if one cannot be read.
     """
     size = predictor.network.image_size
+    names = [s if isinstance(s, str | Path) else "an image" for s in (first, second)]
     inputs = []
-    for source in (first, second):
+    for source, name in zip((first, second), names, strict=True):
         try:
-            inputs.append(network_input(source, size).pixels)
+            inputs.append(_input(source, size))
         except ImageError as error:
-            name = source if isinstance(source, str | Path) else "an image"
             raise ImageError(f"{name}: {error}") from error
-    a, b = (pixels.ravel().tolist() for pixels in inputs)
+    a, b = (item.pixels.ravel().tolist() for item in inputs)
     squared = sum(((Fraction(p) - Fraction(q)) ** 2 for p, q in zip(a, b, strict=True) if p != q))
-    answers = list(predictor([first, second]))
+    answers = [
+        _answer(result, str(name))
+        for result, name in zip(predictor.answer_batch(inputs), names, strict=True)
+    ]
     return Pair(answers[0], answers[1], Fraction(squared), _file_distance(first, second))
 
 
+def _answer(result: Prediction | Failure, name: str) -> Prediction:
+    if isinstance(result, Failure):
+        raise ImageError(f"{name}: {result.error}")
+    return replace(result, path=name)
+
+
+def _is_saved_input(source: ImageSource) -> bool:
+    return isinstance(source, str | Path) and Path(source).suffix == ".npy"
+
+
+def _input(source: ImageSource, size: int) -> NetworkInput:
+    if not _is_saved_input(source):
+        return network_input(source, size)
+    try:
+        # Mapped, so that a header that asks for more than the file holds is an error.
+        found = np.array(np.load(str(source), mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise ImageError("not a readable array; expected one written by --attack") from error
+    is_input = found.dtype == np.float32 and found.shape == (3, size, size)
+    if not is_input or not np.all((found >= 0) & (found <= 255)):
+        raise ImageError(
+            f"array of {found.dtype} with shape {found.shape}; expected float32 of shape "
+            f"(3, {size}, {size}) from 0 to 255"
+        )
+    return NetworkInput(found, 0.0, None)
+
+
 def _file_distance(first: ImageSource, second: ImageSource) -> int | None:
+    if _is_saved_input(first) or _is_saved_input(second):
+        return None
     a, b = decode(first), decode(second)
     if a.pixels.shape != b.pixels.shape or (a.file_norm, b.file_norm) != (1.0, 1.0):
         return None

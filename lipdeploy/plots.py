@@ -1,4 +1,4 @@
-"""The certified-accuracy curve as a picture; the only module that draws with matplotlib."""
+"""The certified-accuracy curve as a picture; drawn with matplotlib."""
 
 import io
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from lipdeploy.evaluation import Evaluation
 from lipdeploy.files import write_atomically
 
 
-def check_matplotlib() -> None:
+def check_matplotlib(option: str = "--curve") -> None:
     """Raise OutputError where matplotlib is missing, before an evaluation that wants a picture."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise OutputError(
-            "--curve needs matplotlib; pip install 'lipdeploy[plot]', or leave out --curve"
+            f"{option} needs matplotlib; pip install 'lipdeploy[plot]', or leave out {option}"
         ) from error
 
 

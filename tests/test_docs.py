@@ -22,6 +22,7 @@ DOCUMENTS = (
     "samples/README.md",
     "docs/commands.md",
     "docs/evaluate.md",
+    "docs/attacks.md",
 )
 
 

@@ -20,13 +20,22 @@ from lipdeploy import Predictor
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.evaluation import STANDARD_RADII, Evaluation, Outcome, outcomes
 from lipdeploy.prediction import Prediction
-from lipdeploy.report.charts import Sandwich
 from lipdeploy.report.page import thumbnail, write_page
 from lipdeploy.report.summary import Course, Evaluated, evaluation_summary
 
 Cli = Callable[..., tuple[int, str, str]]
 VOID = {"meta", "link", "img", "br"}
-SANDWICH = Sandwich("PGD with 20 steps", 20, (36, 72), (0.6, 0.4), (0.75, 0.7), 0, 1.9)
+ENTRIES = ((36, 0.6, 0.75), (72, 0.4, 0.7))
+ATTACK = {
+    "images": 20,
+    "settings": {"attacks": ["PGD"], "seed": 3},
+    "sandwich": [
+        {"radius": r / 255, "radius_255": r, "certified_accuracy": c, "accuracy_under_attack": a}
+        for r, c, a in reversed(ENTRIES)
+    ],
+    "broken_certificates": 0,
+    "median_ratio": 1.9,
+}
 
 
 class Page(HTMLParser):
@@ -85,9 +94,14 @@ def evaluated(source: Path, images: LabelledSources[Path]) -> Evaluated:
     return Evaluated(evaluation, images, summary)
 
 
-def made(runs: list[Evaluated], folder: Path, sandwich: Sandwich | None = None) -> str:
-    write_page(runs, "lipdeploy evaluate model.onnx own", folder / "report.html", sandwich)
+def made(runs: list[Evaluated], folder: Path) -> str:
+    write_page(runs, "lipdeploy evaluate model.onnx own", folder / "report.html")
     return (folder / "report.html").read_text()
+
+
+def with_attack(run: Evaluated, **changes: object) -> Evaluated:
+    """The same with what an attack found."""
+    return replace(run, summary=run.summary | {"attack": ATTACK | changes})
 
 
 @pytest.fixture(params=["alone", "with attacks", "two models"])
@@ -98,7 +112,7 @@ def text(request: pytest.FixtureRequest, run: Evaluated, tmp_path: Path) -> str:
         rows = [row | {"only_this": 0, "only_other": 0}]
         against = {"against": {"model": "first", "differences": rows}}
         return made([run, replace(run, summary=run.summary | against)], tmp_path)
-    return made([run], tmp_path, SANDWICH if request.param == "with attacks" else None)
+    return made([with_attack(run) if request.param == "with attacks" else run], tmp_path)
 
 
 def test_the_page_is_well_formed_and_needs_nothing_from_outside(text: str) -> None:
@@ -188,11 +202,13 @@ def test_the_page_says_what_the_evaluation_says(run: Evaluated, tmp_path: Path) 
 
 
 def test_attacks_have_a_place(run: Evaluated, tmp_path: Path) -> None:
-    page = Page(made([run], tmp_path, SANDWICH))
-    assert "PGD with 20 steps, on 20 images" in page.text
+    page = Page(made([with_attack(run)], tmp_path))
+    assert "PGD, seed 3, on 20 images" in page.text
     assert "No image was broken within its certified radius" in page.text
     assert "1.90 times the certified radius" in page.text
-    broken = Page(made([run], tmp_path, replace(SANDWICH, broken=2, median_ratio=None)))
+    changed = with_attack(run, broken_certificates=2, median_ratio=None)
+    assert changed.is_contradicted
+    broken = Page(made([changed], tmp_path))
     assert "2 certified images were broken within their radius" in broken.text
     assert "The guarantee is not true of this file" in broken.text
 

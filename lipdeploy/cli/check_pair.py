@@ -10,7 +10,9 @@ from lipdeploy.report.console import print_detail, print_json, print_note
 
 NOT_COVERED = 3
 
-ImageFile = Annotated[str, typer.Argument(help="An image.")]
+ImageFile = Annotated[
+    str, typer.Argument(help="An image, or an input that --attack has saved (.npy).")
+]
 
 
 def check_pair(

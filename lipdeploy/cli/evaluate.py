@@ -37,6 +37,11 @@ def evaluate(
     runtime: options.Runtime = "auto",
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
+    attack: options.Attack = False,
+    attack_images: options.AttackImages = None,
+    attack_seed: options.AttackSeed = 0,
+    explain: options.Explain = None,
+    explain_image: options.ExplainImage = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -44,10 +49,11 @@ def evaluate(
     """Count right answers, and right answers certified at each radius, on a test set.
 
     Several models are compared on the same images. Images that cannot be read count as wrong; exit
-    status 1 if there are any.
+    status 1 if there are any, or if an attack contradicts a certificate.
 
     Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --report report.html
     """
+    from lipdeploy.cli.attack import attack_request
     from lipdeploy.evaluation import STANDARD_RADII
 
     counted = parse_radii(radii) if radii else STANDARD_RADII
@@ -55,6 +61,9 @@ def evaluate(
         raise UsageError(f"--limit {limit}: must be at least 1")
     outputs = _Outputs(csv, parquet, curve, report)
     outputs.check()
+    request = attack_request(attack, attack_images, attack_seed, explain, explain_image)
+    if request is not None and len(models) > 1:
+        raise UsageError(f"--attack and --explain take one model, got {len(models)}")
     images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     settings = {"guarantee": guarantee, "tight": tight, "device": device, "runtime": runtime}
@@ -62,7 +71,7 @@ def evaluate(
     from lipdeploy.cli.evaluation_task import Task
     from lipdeploy.report.images import image_tables
 
-    task = Task(images, counted, settings | {"batch_size": batch}, resume)
+    task = Task(images, counted, settings | {"batch_size": batch}, resume, attack=request)
     if resume is not None or report is not None:
         with stages() as stage:
             stage("hash the images")
@@ -70,7 +79,7 @@ def evaluate(
     with task.only_writer(), image_tables(csv, parquet) as write_image:
         runs = [task.run(model, number, write_image) for number, model in enumerate(models, 1)]
     _write(outputs, _compared(runs, counted), counted, as_json=as_json)
-    if any(run.evaluation.unreadable for run in runs):
+    if any(run.evaluation.unreadable or run.is_contradicted for run in runs):
         raise typer.Exit(1)
 
 
@@ -124,6 +133,7 @@ def _write(
 ) -> None:
     """Files first: they must not be lost where nobody reads standard output to its end."""
     from lipdeploy.report import evaluation as terminal
+    from lipdeploy.report.attack import write_sandwich
 
     if outputs.curve is not None:
         _write_curve(outputs.curve, runs, radii)
@@ -139,6 +149,8 @@ def _write(
         terminal.write_side_by_side(summaries)
     else:
         terminal.write_evaluation(summaries[0])
+        if "attack" in summaries[0]:
+            write_sandwich(summaries[0]["attack"])
     if written := outputs.written():
         print_note(f"wrote {', '.join(written)}")
 

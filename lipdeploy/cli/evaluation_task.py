@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipdeploy.cli.attack import AttackRequest, run_attack
 from lipdeploy.cli.values import engine_of
 from lipdeploy.evaluation import Evaluation, outcomes
 from lipdeploy.files import make_writable_folder, only_writer
@@ -34,6 +35,7 @@ class Task:
         settings: arguments of the predictor.
         journals: folder of the results of each image; None to keep none.
         data_sha256: hash of the images; None where nobody needs it.
+        attack: what to attack; None for nothing.
     """
 
     images: "LabelledSources[Any]"
@@ -41,6 +43,7 @@ class Task:
     settings: dict[str, Any]
     journals: Path | None = None
     data_sha256: str | None = None
+    attack: AttackRequest | None = None
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -74,6 +77,10 @@ class Task:
                 tell_unreadable(outcome, result.unreadable)
             course = Course(time.perf_counter() - start, known, self.data_sha256)
             summary = evaluation_summary(result, predictor, images.name, self.radii, course)
+            if self.attack is not None:
+                device = self.settings["device"]
+                attacked = run_attack(predictor, images, self.radii, device, self.attack)
+                summary |= {"attack": attacked}
             return Evaluated(result, images, summary)
 
     def _outcomes(

@@ -361,6 +361,37 @@ ResumeFolder = Annotated[
     ),
 ]
 
+Attack = Annotated[
+    bool,
+    typer.Option(
+        "--attack",
+        help="Attack the right answers, too, and show certified accuracy, accuracy under attack "
+        "and what lies between; every adversarial example is confirmed by the engine. Exit status "
+        "1 if one contradicts a certificate.",
+    ),
+]
+AttackImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Attack only this many of the images, at equal distances; by default all of them."
+    ),
+]
+AttackSeed = Annotated[int, typer.Option(help="Seed of the attacks' random starts.")]
+Explain = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for pictures of what the attacks found (images beside their adversarial "
+        "examples, both curves) and a table of all attacked images; implies --attack.",
+    ),
+]
+ExplainImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="End of the path of an image to draw; several. By default those with the largest and "
+        "smallest radius and the smallest ratio of perturbation to radius.",
+    ),
+]
+
 # benchmark
 Artifacts = Annotated[
     list[Path],

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,21 @@ class Sandwich:
     under_attack: Sequence[float]
     broken: int
     median_ratio: float | None
+
+    @classmethod
+    def of(cls, found: dict[str, Any]) -> "Sandwich":
+        """From the field `attack` of a summary, see `lipdeploy.report.attack.sandwich_summary`."""
+        entries = sorted(found["sandwich"], key=lambda entry: entry["radius"])
+        settings = found["settings"]
+        return cls(
+            attack=f"{' and '.join(settings['attacks'])}, seed {settings['seed']}",
+            images=found["images"],
+            radii_255=[entry["radius_255"] for entry in entries],
+            certified=[entry["certified_accuracy"] for entry in entries],
+            under_attack=[entry["accuracy_under_attack"] for entry in entries],
+            broken=found["broken_certificates"],
+            median_ratio=found["median_ratio"],
+        )
 
 
 def curve_chart(runs: Sequence["Evaluated"]) -> str:

@@ -63,30 +63,23 @@ def check_jinja() -> None:
         ) from error
 
 
-def write_page(
-    runs: Sequence["Evaluated"], command: str, path: Path, sandwich: charts.Sandwich | None = None
-) -> None:
+def write_page(runs: Sequence["Evaluated"], command: str, path: Path) -> None:
     """Write the report: the first artifact in full, others beside it.
 
     Args:
-        runs: at least one artifact, all on the same images.
+        runs: at least one artifact, all on the same images; what attacks found on the first is
+            shown.
         command: that makes the report again.
         path: of the file.
-        sandwich: what attacks found on the first artifact, if any were made.
 
     Raises:
         OutputError: if the file cannot be written.
     """
-    page = render(runs, command, datetime.now(UTC), sandwich)
+    page = render(runs, command, datetime.now(UTC))
     write_atomically(page.encode("utf-8", "backslashreplace"), path)
 
 
-def render(
-    runs: Sequence["Evaluated"],
-    command: str,
-    when: datetime,
-    sandwich: charts.Sandwich | None = None,
-) -> str:
+def render(runs: Sequence["Evaluated"], command: str, when: datetime) -> str:
     """The page as text; see `write_page`."""
     import jinja2
     from markupsafe import Markup
@@ -109,6 +102,8 @@ def render(
         "plain": _plain,
     }
     environment.globals |= {"share": share}
+    found = runs[0].summary.get("attack")
+    sandwich = None if found is None else charts.Sandwich.of(found)
     style = environment.get_template("style.css").render()
     drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
     return environment.get_template("evaluation.html").render(

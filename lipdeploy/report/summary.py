@@ -41,6 +41,11 @@ class Evaluated:
     images: "LabelledSources[Any]"
     summary: Summary
 
+    @property
+    def is_contradicted(self) -> bool:
+        """Whether an attack broke a certificate."""
+        return bool(self.summary.get("attack", {}).get("broken_certificates"))
+
 
 @dataclass(frozen=True)
 class Course:

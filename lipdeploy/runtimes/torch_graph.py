@@ -7,7 +7,7 @@ whatever the process has allowed to others; and a GPU that cannot be used is an 
 import inspect
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -113,6 +113,20 @@ class TorchGraph:
             except RuntimeError as error:
                 reason = str(error).split("\n", maxsplit=1)[0]
                 raise EngineError(f"the engine failed ({reason}); try a smaller --batch") from error
+
+    def function(self, name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        """One output as a function of the graph's only input, which torch can differentiate.
+
+        Takes tensors on the device, in the type of the graph's numbers.
+        """
+        (given,) = self._inputs
+
+        def apply(x: torch.Tensor) -> torch.Tensor:
+            with _float32_products(), _no_autocast(self._device):
+                result: torch.Tensor = self._run((name,), {given: x})[name]
+            return result
+
+        return apply
 
     def _check(self, names: Sequence[str], inputs: Mapping[str, Numbers]) -> None:
         unknown = [name for name in names if name not in self._outputs]

@@ -1,0 +1,133 @@
+"""The attack of `lipdeploy evaluate --attack`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lipdeploy.errors import UsageError
+from lipdeploy.files import make_writable_folder
+from lipdeploy.report.console import print_note
+
+if TYPE_CHECKING:
+    from lipdeploy.datasets import LabelledSources
+    from lipdeploy.predictor import Predictor
+    from lipdeploy.runtimes.onnx import Device
+    from lipdeploy.sandwich import Gallery, Sandwich
+
+BROKEN_PAIRS = Path("broken-certificates")
+"""Where pairs go that contradict a certificate, unless --explain names a folder."""
+
+
+@dataclass(frozen=True)
+class AttackRequest:
+    """What was asked for.
+
+    Attributes:
+        images: how many to attack; None for all.
+        seed: of random starts.
+        folder: for pictures and the table of images; None for none.
+        shown: ends of the paths of the images to draw; the most telling ones where empty.
+    """
+
+    images: int | None
+    seed: int
+    folder: Path | None
+    shown: tuple[str, ...]
+
+
+def attack_request(
+    attack: bool,
+    images: int | None,
+    seed: int,
+    folder: Path | None,
+    shown: Sequence[str] | None,
+) -> AttackRequest | None:
+    """The request of these options, checked before any work; None if no attack is asked for.
+
+    Raises:
+        UsageError: if an option does not fit.
+        OutputError: if matplotlib is missing where pictures are asked for, or the folder cannot be
+            written.
+        EngineError: if torch is missing.
+    """
+    if not attack and folder is None:
+        if images is not None or shown:
+            option = "--attack-images" if images is not None else "--explain-image"
+            raise UsageError(f"{option} needs --attack or --explain DIR")
+        return None
+    if images is not None and images < 1:
+        raise UsageError(f"--attack-images {images}: must be at least 1")
+    if shown and folder is None:
+        raise UsageError("--explain-image needs --explain DIR, the folder for the pictures")
+    from lipdeploy.attacks import check_torch
+
+    check_torch()
+    if folder is not None:
+        from lipdeploy.plots import check_matplotlib
+
+        check_matplotlib("--explain")
+        make_writable_folder(folder)
+    return AttackRequest(images, seed, folder, tuple(shown or ()))
+
+
+def run_attack(
+    predictor: "Predictor",
+    images: "LabelledSources[Any]",
+    radii: Sequence[Fraction],
+    device: "Device",
+    request: AttackRequest,
+) -> dict[str, Any]:
+    """Attack, say what broke, write what was asked for; gives the summary."""
+    from lipdeploy.attacks.attacker import BALL, MINIMAL, Attacker, AttackOptions, attacked
+    from lipdeploy.report import attack as report
+    from lipdeploy.sandwich import Gallery, Sandwich
+
+    options = AttackOptions(tuple(radii), seed=request.seed)
+    attacker = Attacker(predictor, options, device)
+    images = images if request.images is None else images.spread(request.images)
+    sandwich, gallery = Sandwich(), Gallery(request.shown)
+    rows: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    start = time.perf_counter()
+    for item in report.watched_attack(attacked(attacker, predictor, images), len(images)):
+        sandwich.add(item)
+        gallery.add(item)
+        rows.append(report.attack_row(item, predictor.manifest.classes))
+        folder = request.folder or BROKEN_PAIRS
+        if pair := report.tell_broken(item, len(pairs) + 1, folder, predictor):
+            pairs.append(pair)
+    seconds = time.perf_counter() - start
+    settings = {
+        "attacks": [MINIMAL, BALL],
+        "minimal_steps": options.minimal_steps,
+        "ball_steps": options.ball_steps,
+        "restarts": options.restarts,
+        "seed": options.seed,
+    }
+    if request.folder is not None:
+        report.write_attack_table(rows, request.folder / "attack.csv")
+        title = f"{predictor.model} on {sandwich.images} images of {images.name}"
+        _draw(request.folder, sandwich, gallery, radii, title, predictor.manifest.classes)
+    return report.sandwich_summary(sandwich, radii, settings, pairs, seconds)
+
+
+def _draw(
+    folder: Path,
+    sandwich: "Sandwich",
+    gallery: "Gallery",
+    radii: Sequence[Fraction],
+    title: str,
+    classes: Sequence[str],
+) -> None:
+    """Write the curves, and one picture for each chosen image."""
+    from lipdeploy import attack_plots
+
+    attack_plots.write_sandwich_curve(sandwich, radii, title, folder / "sandwich.png")
+    chosen = gallery.chosen()
+    for number, (reason, item) in enumerate(chosen, start=1):
+        path = folder / f"{number:02d}-{reason.replace(' ', '-')}.png"
+        attack_plots.write_look(item, reason, classes, path)
+    print_note(f"wrote sandwich.png, attack.csv and {len(chosen)} images to {folder}")
