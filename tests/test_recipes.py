@@ -1,15 +1,18 @@
 """Recipes: those that come with lipdeploy, those of users, and what becomes of them."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import recipes
 import torch
 from typer.main import get_command
 
 from lipdeploy.cli import app
 from lipdeploy.cli.train import NETWORK, TRAINING
+from lipdeploy.datasets import scan_folder
 from lipdeploy.errors import UsageError
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.lipconvnet import Architecture
@@ -19,7 +22,6 @@ from lipdeploy.training.recipe import load_recipe, parse_recipe, recipe_names
 Cli = Callable[..., tuple[int, str, str]]
 
 EXPECTED = {"annealed", "balanced", "bundled", "clean", "large-radii", "quick"}
-SMALL = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1"]
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -195,3 +197,16 @@ def test_the_quick_recipe_learns_something(
     assert status == 0
     assert "hardly learned" not in errors
     assert "epoch   5/5" in output
+
+
+@pytest.mark.slow
+def test_the_table_of_all_recipes_is_made_by_the_commands_on_a_part_of_the_images(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    folder = recipes.part_of(image_folder, 16, tmp_path / "part")
+    found = scan_folder(folder, "train")
+    assert sorted(found.labels) == [0] * 8 + [1] * 8
+    line = recipes.measured("quick", folder, tmp_path / "run", epochs=1, test=10)
+    assert load_model(tmp_path / "run" / "model.pt").card.options["recipe"] == "quick"
+    shares = r"[\d.]+ / [\d.]+ / [\d.]+ / [\d.]+"
+    assert re.fullmatch(rf"quick +{shares} +\d+ s, 10 test images", line)
