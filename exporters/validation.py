@@ -8,8 +8,8 @@ from lipdeploy.exporters.freeze import freeze
 from lipdeploy.training.data import LabelledImages
 from lipdeploy.training.lipconvnet import LipConvNet
 
-BATCH = 100
-"""Images that are evaluated at a time."""
+MOST_VALUES = 1 << 24
+"""Numbers, 128 MiB in float64, that the images of a batch may become on the way."""
 
 
 def certified_shares(
@@ -30,15 +30,17 @@ def certified_shares(
     frozen = freeze(network).stored_as("float32")
     names = tuple(str(index) for index in range(network.architecture.classes))
     certifier = Certifier(frozen, make_manifest(frozen, names, {}, {}, {}))
-    pixels = images.pixels.cpu().numpy().astype(np.float64)
+    pixels = images.pixels.cpu().numpy()
     expected = images.labels.cpu().numpy()
     limits = np.array(radii_255, dtype=np.float64)  # the units of the pixels, as the radii's
     counts = np.zeros(len(limits), dtype=np.int64)
-    for start in range(0, len(pixels), BATCH):
-        part = slice(start, start + BATCH)
-        features = frozen.features(pixels[part])
+    batch = max(1, MOST_VALUES // frozen.largest_values)
+    for start in range(0, len(pixels), batch):
+        part = slice(start, start + batch)
+        inputs = pixels[part].astype(np.float64)
+        features = frozen.features(inputs)
         labels = frozen.head.logits(features).argmax(axis=1)
-        radii = certifier.network_radii(Answers(pixels[part], features, labels))
+        radii = certifier.network_radii(Answers(inputs, features, labels))
         is_right = labels == expected[part]
         counts += np.count_nonzero(is_right[:, None] & (radii[:, None] > limits), axis=0)
     return tuple(float(count) / len(pixels) for count in counts)

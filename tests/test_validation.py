@@ -58,7 +58,9 @@ def test_certified_shares_are_those_of_evaluate(
 
 
 @pytest.mark.parametrize("head", ["linear", "lln", "mlp"])
-def test_certified_shares_stay_below_accuracy_and_leave_the_network_alone(head: str) -> None:
+def test_certified_shares_stay_below_accuracy_and_leave_the_network_alone(
+    head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     network = make_network(head=head)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     pixels = random_pixels(150, 8)
@@ -69,6 +71,8 @@ def test_certified_shares_stay_below_accuracy_and_leave_the_network_alone(head: 
     assert shares[0] == 1.0
     assert list(shares) == sorted(shares, reverse=True)
     assert shares[-1] == 0
+    monkeypatch.setattr(frozen_validation, "MOST_VALUES", 1)  # an image at a time
+    assert certified_shares(network, images, (0, 1, 2, 1000)) == shares
     wrong = LabelledImages(images.pixels, (images.labels + 1) % 3)
     assert certified_shares(network, wrong, (0,)) == (0.0,)
     for name, value in network.state_dict().items():

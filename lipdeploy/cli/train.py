@@ -179,8 +179,8 @@ def _certified_shares(
 
     try:
         return certified_shares(network, images, radii_255)
-    except LipdeployError as error:
-        print_note(f"Not certified: {error}")
+    except (LipdeployError, MemoryError) as error:
+        print_note(f"Not certified: {str(error) or 'not enough memory'}")
         return tuple(math.nan for _ in radii_255)
 
 
