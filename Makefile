@@ -4,7 +4,7 @@
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich, timing,
 # certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
-# bench-train, bench-train-quick, study, install-check, cifar10, bundled-model.
+# bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -16,7 +16,7 @@ CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
-  bench-train bench-train-quick study install-check cifar10 bundled-model clean
+  bench-train bench-train-quick study recipes install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -148,9 +148,15 @@ cifar10:
 	build/gpu/bin/lipdeploy export runs/cifar10/model.pt --engine onnx
 	build/gpu/bin/lipdeploy evaluate runs/cifar10/model.onnx cifar10
 
+# Every recipe on a part of the images, then the table of what each reached; the times add up.
+IMAGES ?= 5000
+EPOCHS ?= 5
+recipes: $(VENV)/.test
+	$(BIN)/python benchmarks/recipes.py $(DATA) --images $(IMAGES) --epochs $(EPOCHS)
+
 # About an hour on 2 cores.
 bundled-model: $(VENV)/.test
-	$(BIN)/lipdeploy train data/cifar10-jpeg --out runs/bundled --width 16 --epochs 30 --precision bfloat16 --validation 0.02 --seed 1
+	$(BIN)/lipdeploy train data/cifar10-jpeg --out runs/bundled --recipe bundled
 	$(BIN)/lipdeploy export runs/bundled/model.pt
 
 $(VENV)/bin/python:

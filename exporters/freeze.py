@@ -5,6 +5,7 @@ Computed in float64 from the trained float32 weights.
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import singledispatch
 
 import numpy as np
@@ -74,12 +75,24 @@ def freeze(
 
 def layer_shapes(network: LipConvNet) -> tuple[LayerShape, ...]:
     """What a plan needs to know of each linear layer, first to last."""
-    return tuple(item.shape for item in _sources(network) if isinstance(item, Source))
+    return tuple(shape for _, shape in named_shapes(network))
+
+
+def named_shapes(network: LipConvNet) -> list[tuple[str, LayerShape]]:
+    """`layer_shapes` with the name of the module of the body that each comes from."""
+    return [(item.name, item.shape) for item in _sources(network) if isinstance(item, Source)]
 
 
 def _sources(network: LipConvNet) -> list[Source | frozen.Operation]:
     """The operations of the body, linear layers not in any form yet."""
-    return folded([item for module in network.body for item in items_of(module)])
+    items: list[Item] = []
+    for name, module in network.body.named_children():
+        for item in items_of(module):
+            if isinstance(item, Source | Mixing):
+                items.append(replace(item, name=f"body.{name}"))
+            else:
+                items.append(item)
+    return folded(items)
 
 
 @singledispatch

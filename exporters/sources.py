@@ -25,6 +25,7 @@ class Source:
         bias: shape (c_out,).
         before: a matrix of channels, or None.
         after: likewise.
+        name: of the module that it comes from.
     """
 
     shape: LayerShape
@@ -32,6 +33,7 @@ class Source:
     bias: Array
     before: Array | None = None
     after: Array | None = None
+    name: str = ""
 
     @property
     def can_mix(self) -> bool:
@@ -64,13 +66,15 @@ class Mixing:
 
     Attributes:
         matrix: shape (c, c).
+        name: of the module that it comes from.
     """
 
     matrix: Array
+    name: str = ""
 
     def after_space_to_depth(self) -> "Mixing":
         """What it is behind space-to-depth, whose channels are ordered (c, 2, 2)."""
-        return Mixing(np.kron(self.matrix, np.eye(4)).astype(np.float64))
+        return replace(self, matrix=np.kron(self.matrix, np.eye(4)).astype(np.float64))
 
 
 Item = Source | Mixing | frozen.Operation
@@ -87,7 +91,7 @@ def folded(items: Iterable[Item]) -> list[Source | frozen.Operation]:
         if isinstance(item, Mixing) and isinstance(last, Source) and last.can_mix:
             done[-1] = last.mixed_behind(item.matrix)
         elif isinstance(item, Mixing) and isinstance(last, Mixing):
-            done[-1] = Mixing(item.matrix @ last.matrix)
+            done[-1] = replace(item, matrix=item.matrix @ last.matrix)
         elif isinstance(item, frozen.SpaceToDepth) and isinstance(last, Mixing):
             done[-1:] = [item, last.after_space_to_depth()]
         elif isinstance(item, Source) and isinstance(last, Mixing) and item.can_mix:
@@ -105,16 +109,17 @@ def _with_grids(items: list[Item]) -> list[Source | frozen.Operation]:
             grid = item.shape.grid
         elif isinstance(item, frozen.SpaceToDepth):
             grid = (grid + 1) // 2
-        done.append(_pointwise(item.matrix, grid) if isinstance(item, Mixing) else item)
+        done.append(_pointwise(item, grid) if isinstance(item, Mixing) else item)
     return done
 
 
-def _pointwise(matrix: Array, grid: int) -> Source:
-    channels = len(matrix)
+def _pointwise(mixing: Mixing, grid: int) -> Source:
+    channels = len(mixing.matrix)
     return Source(
         LayerShape(grid, channels, channels, 1, "circular"),
-        lambda shape, choice: PointwiseMatrix(shape.grid, np.ascontiguousarray(matrix.T)),
+        lambda shape, choice: PointwiseMatrix(shape.grid, np.ascontiguousarray(mixing.matrix.T)),
         np.zeros(channels),
+        name=mixing.name,
     )
 
 

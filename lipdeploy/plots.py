@@ -1,14 +1,30 @@
-"""The certified-accuracy curve as a picture; drawn with matplotlib."""
+"""Certified accuracy and learning curves as pictures; drawn with matplotlib."""
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lipdeploy.decimals import lower
 from lipdeploy.errors import OutputError
 from lipdeploy.evaluation import Evaluation
 from lipdeploy.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+LOSS_CURVES = {"loss": "training", "validation_loss": "validation"}
+ACCURACY_CURVES = {
+    "accuracy": "training",
+    "validation_accuracy": "validation",
+    "certified_36": "validation, certified at 36/255",
+    "certified_72": "at 72/255",
+    "certified_108": "at 108/255",
+}
+"""Columns of metrics.csv, and what they are called in the picture."""
 
 
 def check_matplotlib(option: str = "--curve") -> None:
@@ -66,6 +82,45 @@ def write_curve(
     axes.set_title(title, wrap=True, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper right")
+    _write(figure, title, path)
+
+
+def write_learning_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
+    """Write a PNG: loss, and accuracies, by epoch.
+
+    Args:
+        rows: of metrics.csv, by column; what is NaN or missing is left out.
+        path: the file.
+
+    Raises:
+        OutputError: if the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    _draw(losses, rows, LOSS_CURVES, 1)
+    losses.set(ylabel="loss")
+    _draw(accuracies, rows, ACCURACY_CURVES, 100)
+    accuracies.set(ylabel="images, %", ylim=(0, 100))
+    _write(figure, "Learning curves", path)
+
+
+def _draw(
+    axes: "Axes", rows: Sequence[Mapping[str, float]], curves: Mapping[str, str], factor: float
+) -> None:
+    for column, name in curves.items():
+        points = [(row.get("epoch", math.nan), factor * row.get(column, math.nan)) for row in rows]
+        measured = [point for point in points if not any(map(math.isnan, point))]
+        if measured:
+            axes.plot(*zip(*measured, strict=True), marker=".", label=name)
+    axes.set(xlabel="epoch")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize="small")
+
+
+def _write(figure: "Figure", title: str, path: Path) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Title": title})
     write_atomically(stream.getvalue(), path)

@@ -23,6 +23,7 @@ DOCUMENTS = (
     "docs/commands.md",
     "docs/evaluate.md",
     "docs/attacks.md",
+    "docs/training.md",
 )
 
 

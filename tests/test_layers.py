@@ -15,6 +15,7 @@ from lipdeploy.training.block_exponential import apply_block_exponential, is_che
 from lipdeploy.training.heads import MlpHead, NormalizedHead, OrthogonalHead, orthogonal_weight
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy, training_loss
+from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.series import BlockOperator, ZeroPaddedConvolution, apply_exponential
 from lipdeploy.training.skew import SkewKernel, skew_taps, unfoldings
 from lipdeploy.training.soc import Padding, SkewOrthogonalConvolution
@@ -256,9 +257,7 @@ def test_the_curvature_penalty_counts_for_mlp_heads_only() -> None:
         network = LipConvNet(shape, torch.zeros(3)).eval()
         with torch.no_grad():
             losses = [
-                training_loss(
-                    network, network(pixels), labels, offset=0.1, temperature=1, curvature=weight
-                )
+                training_loss(network, network(pixels), labels, TrainingOptions(curvature=weight))
                 for weight in (0.0, 10.0)
             ]
         assert bool(losses[1] > losses[0]) == grows

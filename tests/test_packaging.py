@@ -25,12 +25,18 @@ def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(target.glob("*.whl"))
 
 
-def test_the_wheel_carries_what_it_needs_and_no_generic_names(wheel: Path) -> None:
+def test_the_wheel_carries_what_it_needs_and_no_generic_names(wheel: Path, source: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names} == {"lipdeploy", f"{wheel.stem[:15]}.dist-info"}
     assert {"lipdeploy/samples/model.onnx", "lipdeploy/py.typed"} <= set(names)
     templates = {f"lipdeploy/report/templates/{name}" for name in ("evaluation.html", "style.css")}
     assert templates <= set(names)
+    recipes = {
+        f"lipdeploy/training/recipes/{p.name}"
+        for p in (source / "training" / "recipes").glob("*.toml")
+    }
+    assert recipes <= set(names)
+    assert len(recipes) >= 6
     assert "lipdeploy/samples/model.pt" not in names
 
 

@@ -34,8 +34,9 @@ class ModelCard:
         classes: names of the classes, in the order of the logits.
         dataset: name of the dataset.
         command: the training command.
-        epochs: epochs trained.
+        epochs: the epoch whose weights these are.
         versions: versions of the packages that trained it.
+        options: the training options, all of them; empty in files of older versions.
 
     Raises:
         ValueError: if a field is of another type, or the class names are no names.
@@ -46,12 +47,20 @@ class ModelCard:
     command: str
     epochs: int
     versions: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str | int | float | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_class_names(self.classes)
         texts = [self.dataset, self.command, *self.versions, *self.versions.values()]
         if not all(isinstance(text, str) for text in texts) or not isinstance(self.epochs, int):
             raise ValueError("a model card of other types")
+        plain: Any = self.options
+        if not isinstance(plain, dict) or not all(map(_is_plain, (*plain, *plain.values()))):
+            raise ValueError("options of other types")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float)
 
 
 def current_versions() -> dict[str, str]:
@@ -86,7 +95,8 @@ def save_model(model: TrainedModel, path: Path) -> None:
         "architecture": asdict(model.network.architecture),
         "preprocessing": PREPROCESSING,
         "card": {**asdict(model.card), "classes": list(model.card.classes)},
-        "examples": model.examples.cpu(),
+        # Decoded images and those of the cache lie differently in memory.
+        "examples": model.examples.cpu().contiguous(),
         "state": state,
     }
     write_tensors(content, path)

@@ -142,7 +142,7 @@ def load_folder(
     folder = scan_folder(root, part)
     files = folder.sources
     if size is None:
-        size = min(*_first_shape(files[0]), DEFAULT_LARGEST_SIDE)
+        size = min(*image_shape(files[0]), DEFAULT_LARGEST_SIDE)
     cached = cache_folder() / f"{_fingerprint(files, size)}.npy"
     pixels = _read_cache(cached, (len(files), 3, size, size))
     if pixels is None:
@@ -177,7 +177,8 @@ def _write_cache(path: Path, pixels: NDArray[Any]) -> None:
         ) from error
 
 
-def _first_shape(path: Path) -> tuple[int, int]:
+def image_shape(path: Path) -> tuple[int, int]:
+    """Height and width of an image file; raises DatasetError if it cannot be read."""
     try:
         height, width, _ = decode(path).pixels.shape
     except ImageError as error:

@@ -85,6 +85,21 @@ class MlpHead(nn.Module):
         return (projected.square() * negative).sum(dim=1).mean() / 4
 
 
+def class_rows(head: nn.Module) -> Tensor:
+    """One row for each class as it is applied last, shape (classes, d).
+
+    Raises:
+        TypeError: if the head has none.
+    """
+    if isinstance(head, OrthogonalHead):
+        return orthogonal_weight(head.linear)
+    if isinstance(head, NormalizedHead):
+        return head.matrix()
+    if isinstance(head, MlpHead):
+        return head.output.matrix()
+    raise TypeError(f"{type(head).__name__} has no row for each class")
+
+
 def make_head(name: HeadName, features: int, classes: int) -> nn.Module:
     """The head called `name`."""
     kinds: dict[HeadName, type[nn.Module]] = {

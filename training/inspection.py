@@ -49,5 +49,6 @@ def inspect_training_file(path: Path) -> dict[str, Any]:
             "command": model.card.command,
             "epochs": model.card.epochs,
         },
+        "options": model.card.options,
         "versions": model.card.versions,
     }

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from lipdeploy.files import (
     only_writer,
     remove_partial_files,
 )
+from lipdeploy.training.averaging import WeightAverage
 from lipdeploy.training.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -37,7 +39,9 @@ from lipdeploy.training.losses import correct, training_loss
 from lipdeploy.training.metrics import EpochMetrics, MetricsTable
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.run_state import RunState
+from lipdeploy.training.selection import ModelChoice
 from lipdeploy.training.skew import SkewKernel
+from lipdeploy.training.validation import Certify, certified_columns
 
 CHECKPOINT_NAME = "checkpoint.pt"
 PREVIOUS_NAME = "checkpoint.previous.pt"
@@ -74,6 +78,10 @@ class Trainer:
         folder: where the run's files go; made if it is not there.
         command: kept in the model file.
 
+    Attributes:
+        certify: how validation images are certified (`lipdeploy.training.validation`); None for not
+            at all.
+
     Raises:
         UsageError: if the options do not fit together.
         TrainingError: if the device cannot be used, or the run cannot be resumed.
@@ -94,7 +102,7 @@ class Trainer:
         training, validation = split_validation(dataset.images, options.validation, options.seed)
         self.training, self.validation = training.to(self.device), validation.to(self.device)
         self.network = LipConvNet(architecture, channel_mean(training)).to(self.device)
-        self.batch_size = options.batch_size or min(256, max(1, len(training) // 8))
+        self.batch_size = options.batch_for(len(training))
         self.steps = max(1, len(training) // self.batch_size)
         self.optimizer = _optimizer(self.network, options)
         self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
@@ -103,6 +111,9 @@ class Trainer:
             total_steps=self.steps * options.epochs + 1,
             cycle_momentum=False,
         )
+        self.average = WeightAverage(self.network, options.ema)
+        self.choice = ModelChoice(options, len(validation))
+        self.certify: Certify | None = None
         self.metrics = MetricsTable(folder / METRICS_NAME)
         self.finished_epochs = 0
         self.accuracy = 0.0
@@ -176,8 +187,9 @@ class Trainer:
 
     def _has_model(self) -> bool:
         """Whether model.pt is whole and no older than the run; people lose and overwrite files."""
+        expected, _ = self.choice.chosen(self.finished_epochs, self.average.network)
         try:
-            return load_model(self.model_path).card.epochs >= self.finished_epochs
+            return load_model(self.model_path).card.epochs >= expected
         except ModelError:
             return False
 
@@ -194,6 +206,7 @@ class Trainer:
         if not all_finite(self.network):
             raise self._diverged("a weight is not finite")
         self.metrics.append(metrics)
+        self.choice.offer(metrics, self.average.network)
         self.save(metrics.epoch)
         self.accuracy, self.finished_epochs = metrics.accuracy, metrics.epoch
         return metrics
@@ -219,33 +232,32 @@ class Trainer:
             accuracy=hits / seen,
             validation_loss=validation_loss,
             validation_accuracy=validation_accuracy,
+            **self._certified(epoch),
         )
+
+    def _certified(self, epoch: int) -> dict[str, float]:
+        network = self.average.network.eval()
+        return certified_columns(self.certify, network, self.validation, epoch, self.options)
+
+    def rehearse(self, observer: Observer) -> None:
+        """Train one epoch and write nothing, to see what it takes."""
+        self._epoch(observer)
 
     def _batches(self, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, labels in batches(self.training, self.batch_size, generator):
             yield augment(pixels, self.network.mean, generator, self.options.shift), labels
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        options = self.options
-        return training_loss(
-            self.network,
-            logits,
-            labels,
-            offset=options.offset,
-            temperature=options.temperature,
-            curvature=options.curvature,
-        )
-
     def _step(self, pixels: Tensor, labels: Tensor) -> tuple[float, Tensor]:
         self.optimizer.zero_grad()
         logits = self.network(pixels)
-        loss = self._loss(logits, labels)
+        loss = training_loss(self.network, logits, labels, self.options)
         value = loss.item()
         if not math.isfinite(value):
             raise self._diverged(f"the loss became {value}")
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_LIMIT)
         self.optimizer.step()
+        self.average.update()
         self.scheduler.step()
         return value, logits.detach()
 
@@ -259,16 +271,17 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self, images: LabelledImages) -> tuple[float, float]:
-        """Mean loss and accuracy in float32 on `images`; NaN for none."""
+        """Mean loss and accuracy, of averaged weights, in float32 on `images`; NaN for none."""
         if not len(images):
             return math.nan, math.nan
-        self.network.eval()
-        self.network.body_dtype = None
+        network = self.average.network.eval()
+        network.body_dtype = None
         total, hits = 0.0, 0
         for indices in torch.arange(len(images)).split(EVALUATION_BATCH):
             chosen = images.select(indices)
-            logits = self.network(chosen.pixels.float())
-            total += self._loss(logits, chosen.labels).item() * len(indices)
+            logits = network(chosen.pixels.float())
+            loss = training_loss(network, logits, chosen.labels, self.options)
+            total += loss.item() * len(indices)
             hits += correct(logits, chosen.labels)
         return total / len(images), hits / len(images)
 
@@ -285,16 +298,18 @@ class Trainer:
             self._save_state(epoch)
 
     def _save_model(self, epoch: int) -> None:
+        epoch, network = self.choice.chosen(epoch, self.average.network)
         card = ModelCard(
             classes=self.dataset.classes,
             dataset=self.dataset.name,
             command=self.command,
             epochs=epoch,
             versions=current_versions(),
+            options=asdict(self.options),
         )
         source = self.validation if len(self.validation) else self.training
         examples = source.pixels[:EXAMPLES].clone()
-        save_model(TrainedModel(self.network, card, examples), self.model_path)
+        save_model(TrainedModel(network, card, examples), self.model_path)
 
     def _save_state(self, epoch: int) -> None:
         # A damaged checkpoint must not take the place of the good one before it.
@@ -314,6 +329,8 @@ class Trainer:
             network=self.network.state_dict(),
             optimizer=self.optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
+            average=self.average.state_dict(),
+            best=self.choice.state_dict(),
         )
 
     def resume(self, state: RunState, *, seen: str | None, is_last: bool = True) -> None:
@@ -339,6 +356,8 @@ class Trainer:
             self.network.load_state_dict(state.network)
             self.optimizer.load_state_dict(state.optimizer)
             self.scheduler.load_state_dict(state.scheduler)
+            self.average.load_state_dict(state.average)
+            self.choice.load_state_dict(state.best, self.network)
             self._scale_learning_rate(self.options.learning_rate / state.options.learning_rate)
         # torch raises many kinds for states that are not its own.
         except Exception as error:

@@ -1,6 +1,6 @@
 """The state of a run between two epochs, as checkpoint.pt holds it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class RunState:
         network: weights and buffers.
         optimizer: its state.
         scheduler: its state.
+        average: state of averaged weights; empty without them.
+        best: the best epoch so far and its weights; empty where the last one is kept.
     """
 
     architecture: Architecture
@@ -43,6 +45,8 @@ class RunState:
     network: dict[str, Any]
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
+    average: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path, *, previous: Path | None) -> None:
         """Write it atomically; the file that was there is kept as `previous`.
@@ -64,7 +68,10 @@ class RunState:
             DamagedFileError: if something is missing or of another type.
         """
         try:
-            values = {name: file.content[name] for name in cls.__dataclass_fields__}
+            # What older versions did not have has a default.
+            names = [f.name for f in fields(cls) if f.default_factory is MISSING]
+            names += [f.name for f in fields(cls) if f.name in file.content]
+            values = {name: file.content[name] for name in names}
             values["architecture"] = Architecture(**values["architecture"])
             values["options"] = TrainingOptions(**values["options"])
             values["classes"] = tuple(values["classes"])
@@ -81,7 +88,7 @@ class RunState:
 
     def _check_types(self) -> None:
         texts = [*self.classes, self.data_sha256, self.command]
-        parts = [self.network, self.optimizer, self.scheduler]
+        parts = [self.network, self.optimizer, self.scheduler, self.average, self.best]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("classes, hash and command must be text")
         if not all(isinstance(part, dict) for part in parts):

@@ -85,14 +85,14 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
         raise UsageError(f"{request.out} already holds {held[0]}; {advice} another --out")
     if request.workers < 0:
         raise UsageError(f"--workers {request.workers}: must be 0 (one a core) or more")
-    options = TrainingOptions(**request.options, device=_device(request.device))
+    options = TrainingOptions(**request.options, device=chosen_device(request.device))
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
     image_size, resumed = request.image_size, None
     if resume:
         resumed = read_checkpoint(request.out, note)
         options = replace(resumed.state.options, device=options.device, **request.changes)
         image_size = resumed.state.architecture.image_size
-    _check_dataset(request, image_size)
+    check_dataset(request, image_size)
     is_new = not request.out.exists()
     make_writable_folder(request.out)
     try:
@@ -149,13 +149,14 @@ def read_checkpoint(folder: Path, note: Note) -> Resumed:
     return Resumed(state, is_last=False, seen=seen)
 
 
-def _device(name: str) -> str:
+def chosen_device(name: str) -> str:
+    """The device that a name stands for."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _check_dataset(request: TrainingRequest, image_size: int | None) -> None:
+def check_dataset(request: TrainingRequest, image_size: int | None) -> None:
     """Find out what is wrong with a dataset before anything is written or decoded."""
     root = Path(request.dataset)
     if request.dataset in CIFAR_NAMES:

@@ -7,6 +7,7 @@ a CRC-32, which finds accidents; what is done against malice is said at each ste
 import hashlib
 import io
 import pickletools
+import sys
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -58,12 +59,25 @@ class TensorFile:
 def write_tensors(content: dict[str, Any], path: Path, *, previous: Path | None = None) -> None:
     """Write with torch.save; see `lipdeploy.files.write_atomically`.
 
+    Equal content gives equal bytes, whether it was computed or read from another file.
+
     Raises:
         OutputError: if the file cannot be written.
     """
     stream = io.BytesIO()
-    torch.save(content, stream)
+    torch.save(_canonical(content), stream)
     write_atomically(stream.getvalue(), path, previous=previous)
+
+
+def _canonical(value: Any) -> Any:  # noqa: ANN401
+    """The same in plain containers, each string one object: a pickle shows which are the same."""
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, dict):
+        return {_canonical(key): _canonical(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_canonical, value))
+    return value
 
 
 def read_tensors(path: Path, *formats: str) -> TensorFile:

@@ -1,0 +1,25 @@
+"""Several observers of one run."""
+
+from lipdeploy.training.loop import Observer
+from lipdeploy.training.metrics import EpochMetrics
+
+
+class Observers:
+    """Tells each of several observers, in their order.
+
+    Args:
+        observers: who is told.
+    """
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None:
+        """Tell of a step."""
+        for observer in self._observers:
+            observer.step(epoch, step, steps, loss, accuracy)
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Tell of an epoch."""
+        for observer in self._observers:
+            observer.epoch(metrics)
