@@ -9,22 +9,49 @@ from torch.nn import functional
 
 
 class _MaxMin(torch.autograd.Function):
-    """Maximum and minimum of two tensors, with one mask for both gradients."""
+    """Both in one tensor, with one mask for the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-        mask = first >= second
-        ctx.save_for_backward(mask)
-        return torch.maximum(first, second), torch.minimum(first, second)
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        first, second = x.chunk(2, dim=-1)
+        ctx.save_for_backward(first >= second)
+        y = torch.empty_like(x)
+        largest, smallest = y.chunk(2, dim=-1)
+        torch.maximum(first, second, out=largest)
+        torch.minimum(first, second, out=smallest)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
         (mask,) = ctx.saved_tensors
-        largest, smallest = gradients
-        return torch.where(mask, largest, smallest), torch.where(mask, smallest, largest)
+        largest, smallest = gradients[0].chunk(2, dim=-1)
+        gradient = torch.empty_like(gradients[0])
+        first, second = gradient.chunk(2, dim=-1)
+        torch.where(mask, largest, smallest, out=first)
+        torch.where(mask, smallest, largest, out=second)
+        return gradient
 
 
-_max_min: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = _MaxMin.apply
+class _ChannelMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+        first, second = x.chunk(2, dim=-1)
+        ctx.save_for_backward(first >= second)
+        return torch.maximum(first, second)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+        (mask,) = ctx.saved_tensors
+        (gradient,) = gradients
+        both = gradient.new_empty(*gradient.shape[:-1], 2 * gradient.shape[-1])
+        first, second = both.chunk(2, dim=-1)
+        torch.mul(gradient, mask, out=first)
+        torch.mul(gradient, ~mask, out=second)
+        return both
+
+
+_max_min: Callable[[Tensor], Tensor] = _MaxMin.apply
+_channel_max: Callable[[Tensor], Tensor] = _ChannelMax.apply
 
 
 class MaxMin(nn.Module):
@@ -32,7 +59,7 @@ class MaxMin(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., c) to (..., c), c even."""
-        return torch.cat(_max_min(*x.chunk(2, dim=-1)), dim=-1)
+        return _max_min(x)
 
 
 def rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -94,7 +121,7 @@ class ChannelMax(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., c) to (..., c/2), c even."""
-        return _max_min(*x.chunk(2, dim=-1))[0]
+        return _channel_max(x)
 
 
 class SpaceToDepth(nn.Module):

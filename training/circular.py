@@ -77,14 +77,14 @@ class CircularLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the layer to x of shape (n, n, batch, in_channels)."""
-        real, imaginary, mirror = self.frequencies.split(x)
+        pairs, mirror = self.frequencies.split(x)
         matrices, _ = self._kept(self.symbol(*self._factors("mirror")))
         mirror = mirror @ matrices.to(x.dtype).transpose(1, 2)
-        if len(real):
-            real, imaginary = self._rotated(real, imaginary)
+        if len(pairs):
+            pairs = complex_product(pairs, self._kept(self.symbol(*self._factors("pair"))))
         else:
-            real = imaginary = real.new_zeros(0, real.shape[1], self.out_channels)
-        return self.frequencies.join(real, imaginary, mirror) + self.bias.to(x.dtype)
+            pairs = pairs.new_empty(0, *pairs.shape[1:3], self.out_channels)
+        return self.frequencies.join(pairs, mirror) + self.bias.to(x.dtype)
 
     def _factors(self, name: str) -> Symbols:
         like = self.bias
@@ -98,20 +98,18 @@ class CircularLayer(nn.Module):
         first, second = (part[:, : self.out_channels, : self.in_channels] for part in symbols)
         return first, second
 
-    def _rotated(self, real: Tensor, imaginary: Tensor) -> Symbols:
-        """W(f) (a + i b), row by row."""
-        symbols = self._kept(self.symbol(*self._factors("pair")))
-        return complex_product(real, imaginary, symbols)
 
+def complex_product(pairs: Tensor, symbols: Symbols) -> Tensor:
+    """Rows of complex numbers, shape (frequencies, n, 2, c_in), times matrices.
 
-def complex_product(real: Tensor, imaginary: Tensor, symbols: Symbols) -> Symbols:
-    """Rows (frequencies, n, c_in) of complex numbers times matrices (frequencies, c_out, c_in)."""
-    first, second = (part.to(real.dtype).transpose(1, 2) for part in symbols)
+    Args:
+        pairs: real parts, then imaginary ones.
+        symbols: shape (frequencies, c_out, c_in) each.
+    """
+    first, second = (part.to(pairs.dtype).transpose(1, 2) for part in symbols)
     upper = torch.cat([first, second], dim=2)
     matrices = torch.cat([upper, torch.cat([-second, first], dim=2)], dim=1)
-    product = torch.cat([real, imaginary], dim=2) @ matrices
-    a, b = product.chunk(2, dim=2)
-    return a, b
+    return (pairs.flatten(2) @ matrices).view(*pairs.shape[:3], -1)
 
 
 class KernelLayer(CircularLayer):

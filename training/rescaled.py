@@ -104,12 +104,12 @@ class SllConvolution(CircularLayer):
         return y[..., : self.out_channels]
 
     def _applied(self, taps: Tensor, x: Tensor, *, transposed: bool) -> Tensor:
-        real, imaginary, mirror = self.frequencies.split(x)
+        pairs, mirror = self.frequencies.split(x)
         matrices, _ = symbol_of(taps, *self._factors("mirror"))
         first, second = symbol_of(taps, *self._factors("pair"))
         if transposed:
             matrices, first, second = matrices.mT, first.mT, -second.mT
         mirror = mirror @ matrices.to(x.dtype).mT
-        if len(real):
-            real, imaginary = complex_product(real, imaginary, (first, second))
-        return self.frequencies.join(real, imaginary, mirror)
+        if len(pairs):
+            pairs = complex_product(pairs, (first, second))
+        return self.frequencies.join(pairs, mirror)
