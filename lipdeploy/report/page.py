@@ -23,6 +23,8 @@ from lipdeploy.report.prediction import MEANINGS
 from lipdeploy.versions import versions
 
 if TYPE_CHECKING:
+    import jinja2
+
     from lipdeploy.report.summary import Evaluated
 
 PICTURES = 6
@@ -88,8 +90,24 @@ def render(
     sandwich: charts.Sandwich | None = None,
 ) -> str:
     """The page as text; see `write_page`."""
-    import jinja2
     from markupsafe import Markup
+
+    environment = _environment()
+    style = environment.get_template("style.css").render()
+    drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
+    return environment.get_template("evaluation.html").render(
+        style=Markup(style),
+        charts=drawn,
+        command=command,
+        when=f"{when:%Y-%m-%d %H:%M} UTC",
+        sandwich=sandwich,
+        **_content(runs),
+    )
+
+
+def _environment() -> "jinja2.Environment":
+    """What fills in the templates; everything is escaped but what is marked as safe."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lipdeploy.report"),
@@ -109,16 +127,7 @@ def render(
         "plain": _plain,
     }
     environment.globals |= {"share": share}
-    style = environment.get_template("style.css").render()
-    drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
-    return environment.get_template("evaluation.html").render(
-        style=Markup(style),
-        charts=drawn,
-        command=command,
-        when=f"{when:%Y-%m-%d %H:%M} UTC",
-        sandwich=sandwich,
-        **_content(runs),
-    )
+    return environment
 
 
 def _above(value: float, digits: int = 2) -> str:
