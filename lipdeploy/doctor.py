@@ -47,6 +47,8 @@ def examine() -> Iterator[Item]:
         installed.check_openvino,
         check_gpu,
         partial(check_package, installed.MATPLOTLIB),
+        partial(check_package, installed.JINJA),
+        partial(check_package, installed.PYARROW),
         check_folders,
         check_machine,
         check_bundled_model,

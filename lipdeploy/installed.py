@@ -99,6 +99,8 @@ OPENVINO = Package(
     "answer['devices'] = list(module.Core().available_devices)",
 )
 MATPLOTLIB = Package("matplotlib", "matplotlib", "'lipdeploy[plot]'", "evaluate --curve only")
+JINJA = Package("jinja2", "jinja2", "'lipdeploy[report]'", "evaluate --report only")
+PYARROW = Package("pyarrow", "pyarrow", "'lipdeploy[parquet]'", "evaluate --parquet only")
 
 ONNXRUNTIME_PROBE = """
 import onnxruntime

@@ -61,18 +61,7 @@ def write_curve(
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     for (name, evaluation), colour in zip(evaluations, _colours(len(evaluations)), strict=True):
-        steps, shares = evaluation.curve()
-        clean = Fraction(100 * evaluation.correct, evaluation.images)
-        label = f"{name}: clean accuracy {lower(clean, 2)} %"
-        axes.axhline(float(clean), color=colour, linestyle=":")
-        # After the largest radius nothing is certified, before the next one all that is larger.
-        steps_255, percent = [255 * r for r in steps], [100 * s for s in shares]
-        axes.step(steps_255, percent, where="post", color=colour, label=label)
-        for radius in radii if len(evaluations) == 1 else ():
-            share = Fraction(100 * evaluation.certified(radius), evaluation.images)
-            at = float(255 * radius), float(share)
-            axes.plot(*at, "o", color=colour)
-            axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
+        _draw(axes, name, evaluation, radii if len(evaluations) == 1 else (), colour)
     axes.set(
         xlabel=f"radius, l2 in 1/255 of the pixel range (guarantee: {guarantee})",
         ylabel="right and certified, %",
@@ -124,6 +113,24 @@ def _write(figure: "Figure", title: str, path: Path) -> None:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Title": title})
     write_atomically(stream.getvalue(), path)
+
+
+def _draw(
+    axes: "Axes", name: str, evaluation: Evaluation, marked: Sequence[Fraction], colour: str
+) -> None:
+    """One curve, a dotted line at its clean accuracy, and a dot at each radius that is marked."""
+    steps, shares = evaluation.curve()
+    clean = Fraction(100 * evaluation.correct, evaluation.images)
+    label = f"{name}: clean accuracy {lower(clean, 2)} %"
+    axes.axhline(float(clean), color=colour, linestyle=":")
+    # After the largest radius nothing is certified, before the next one all that is larger.
+    steps_255, percent = [255 * r for r in steps], [100 * s for s in shares]
+    axes.step(steps_255, percent, where="post", color=colour, label=label)
+    for radius in marked:
+        share = Fraction(100 * evaluation.certified(radius), evaluation.images)
+        at = float(255 * radius), float(share)
+        axes.plot(*at, "o", color=colour)
+        axes.annotate(f"{lower(share, 2)} %", at, (4, 4), textcoords="offset points")
 
 
 def _colours(count: int) -> list[str]:

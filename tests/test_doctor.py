@@ -95,7 +95,7 @@ def test_a_whole_environment_has_no_problem(run_cli: Cli) -> None:
     )
     assert set(expected.split()) < set(items)
     assert {"gpu", "matplotlib", "runs", "cache", "machine", "bundled model"} < set(items)
-    for name in ("numpy", "pillow", "onnx", "matplotlib"):
+    for name in ("numpy", "pillow", "onnx", "matplotlib", "jinja2", "pyarrow"):
         assert items[name]["state"] == "ok"
         assert items[name]["found"] == installed_version(name)
     assert items["torch"]["found"].startswith(f"{installed_version('torch')}, built for")

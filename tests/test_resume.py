@@ -163,6 +163,15 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(
     assert numbers(again.stdout.decode()) == numbers(whole.stdout.decode())
 
 
+def test_arrays_keep_their_numbers_when_an_evaluation_goes_on(small_engine: Path) -> None:
+    pictures = [np.full((8, 8, 3), shade, dtype=np.uint8) for shade in range(6)]
+    with Predictor(small_engine, batch_size=2) as predictor:
+        images = LabelledSources("made", predictor.manifest.classes, pictures, [0] * 6)
+        whole, rest = (list(outcomes(predictor, images, start)) for start in (0, 4))
+    assert [outcome.result.path for outcome in whole] == [f"#{index}" for index in range(6)]
+    assert rest == whole[4:]
+
+
 class Generated:
     """Random images that nobody holds: each is made when it is asked for."""
 

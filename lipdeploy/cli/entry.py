@@ -24,7 +24,13 @@ from lipdeploy.report.console import Verbosity, print_error, print_line, set_ver
 # is raised for an unknown command, option or value.
 _WrongUsage: type[Exception] = typer.BadParameter.__bases__[0]
 
-EXTRAS = {"torch": "train", "matplotlib": "plot", "tensorboard": "tensorboard"}
+EXTRAS = {
+    "torch": "train",
+    "matplotlib": "plot",
+    "tensorboard": "tensorboard",
+    "jinja2": "report",
+    "pyarrow": "parquet",
+}
 """Packages that not every command needs, and the extra that brings each."""
 
 STANDARD_OUTPUT = 1  # file descriptor

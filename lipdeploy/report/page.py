@@ -23,6 +23,8 @@ from lipdeploy.report.prediction import MEANINGS
 from lipdeploy.versions import versions
 
 if TYPE_CHECKING:
+    import jinja2
+
     from lipdeploy.report.summary import Evaluated
 
 PICTURES = 6
@@ -81,8 +83,26 @@ def write_page(runs: Sequence["Evaluated"], command: str, path: Path) -> None:
 
 def render(runs: Sequence["Evaluated"], command: str, when: datetime) -> str:
     """The page as text; see `write_page`."""
-    import jinja2
     from markupsafe import Markup
+
+    found = runs[0].summary.get("attack")
+    sandwich = None if found is None else charts.Sandwich.of(found)
+    environment = _environment()
+    style = environment.get_template("style.css").render()
+    drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
+    return environment.get_template("evaluation.html").render(
+        style=Markup(style),
+        charts=drawn,
+        command=command,
+        when=f"{when:%Y-%m-%d %H:%M} UTC",
+        sandwich=sandwich,
+        **_content(runs),
+    )
+
+
+def _environment() -> "jinja2.Environment":
+    """What fills in the templates; everything is escaped but what is marked as safe."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lipdeploy.report"),
@@ -102,18 +122,7 @@ def render(runs: Sequence["Evaluated"], command: str, when: datetime) -> str:
         "plain": _plain,
     }
     environment.globals |= {"share": share}
-    found = runs[0].summary.get("attack")
-    sandwich = None if found is None else charts.Sandwich.of(found)
-    style = environment.get_template("style.css").render()
-    drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
-    return environment.get_template("evaluation.html").render(
-        style=Markup(style),
-        charts=drawn,
-        command=command,
-        when=f"{when:%Y-%m-%d %H:%M} UTC",
-        sandwich=sandwich,
-        **_content(runs),
-    )
+    return environment
 
 
 def _above(value: float, digits: int = 2) -> str:
