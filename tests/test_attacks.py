@@ -18,6 +18,7 @@ from soundness.worst_cases import engine_of
 
 from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
+from lipdeploy.attacks.auto_attack import auto_attack
 from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.exporters.freeze import freeze
@@ -183,6 +184,48 @@ def test_gradients_are_those_of_the_frozen_network(head: str) -> None:
     assert np.allclose(slopes, 255 * (ends[0] - ends[1])[:, 0] / (2 * step), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("classes", [3, 6])
+def test_autoattack_finds_what_lies_inside_and_nothing_outside(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    weight = torch.randn(classes, 192, generator=generator)
+    images = 0.5 + 0.01 * torch.randn(4, 3, 8, 8, generator=generator)
+    before, trace = torch.get_rng_state(), sys.gettrace()
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1) @ weight.T
+
+    logits = model(images)
+    labels = logits.argmax(dim=1)
+    own = logits.amax(dim=1, keepdim=True)
+    slopes = (weight[labels][:, None] - weight[None]).norm(dim=2)
+    distances = torch.where(slopes > 0, (own - logits) / slopes, torch.inf).amin(dim=1)
+    radius = float(distances.sort().values[1:3].mean())
+    found = auto_attack(model, images, labels, radius, classes=classes, seed=0)
+    is_broken = model(found).argmax(dim=1) != labels
+    inside, outside = distances < 0.99 * radius, distances > 1.01 * radius
+    assert inside.any()
+    assert outside.any()
+    assert is_broken[inside].all()
+    assert not is_broken[outside].any()
+    assert ((found - images).flatten(1).norm(dim=1) <= radius * (1 + 1e-4)).all()
+    assert torch.equal(before, torch.get_rng_state())
+    assert sys.gettrace() is trace
+
+
+def test_autoattack_is_run_where_it_is_asked_for(trained: FrozenNetwork) -> None:
+    images, radius = pictures(4, SIDE, 0), Fraction(200, 255)
+    options = AttackOptions((radius,), minimal_steps=1, ball_steps=1, auto_attack=True)
+    with Predictor(engine_of(trained, "blocked")) as predictor:
+        items = labelled(predictor, images)
+        found = list(attacked(Attacker(predictor, options, "cpu"), predictor, items))
+        nearest = [item.distance_255 for item in attack(predictor, images)]
+    for item, distance in zip(found, nearest, strict=True):
+        assert item.broken is None
+        if distance < 195:
+            assert item.radius_255 < item.distance_255 <= 200
+    assert "AutoAttack" in {item.nearest.attack for item in found if item.nearest}
+
+
 # planted unsound models
 
 
@@ -318,9 +361,13 @@ def test_options_of_attacks_ask_for_one(
     ):
         status, _, errors = run_cli(*command, *options)
         assert (status, told in errors) == (2, True), errors
-    monkeypatch.setitem(sys.modules, "torch", None)
-    status, out, errors = run_cli(*command, "--attack")
-    assert (status, out, "pip install 'lipdeploy[train]'" in errors) == (1, "", True)
+    for option, module, extra in (
+        ("--auto-attack", "pyautoattack", "attack"),
+        ("--attack", "torch", "train"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        status, out, errors = run_cli(*command, option)
+        assert (status, out, f"pip install 'lipdeploy[{extra}]'" in errors) == (1, "", True)
 
 
 def counted(items: list[Attacked]) -> Sandwich:

@@ -30,6 +30,7 @@ def evaluate(
     attack: options.Attack = False,
     attack_images: options.AttackImages = None,
     attack_seed: options.AttackSeed = 0,
+    auto_attack: options.AutoAttack = False,
     explain: options.Explain = None,
     explain_image: options.ExplainImage = None,
     quiet: options.Quiet = False,
@@ -58,7 +59,9 @@ def evaluate(
     for option, path, suffix in (("--curve", curve, ".png"), ("--csv", csv, ".csv")):
         if path is not None:
             _check_file(option, path, suffix)
-    request = attack_request(attack, attack_images, attack_seed, explain, explain_image)
+    request = attack_request(
+        attack, attack_images, attack_seed, auto_attack, explain, explain_image
+    )
     images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     arguments: dict[str, Any] = {
