@@ -27,6 +27,7 @@ from lipdeploy.exporters.verify import verify
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.predictor import Predictor
+from lipdeploy.rounding import ARITHMETICS, Rounding
 from lipdeploy.sandwich import Attacked, Sandwich
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -165,10 +166,14 @@ def test_the_same_seed_finds_the_same(trained: FrozenNetwork) -> None:
     assert torch.equal(generator, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("head", ["lln", "mlp"])
-def test_gradients_are_those_of_the_frozen_network(head: str) -> None:
-    network = freeze(make_network(2, SIDE, head=head)).stored_as("float32")
-    model, device = differentiable(network, engine_of(network, "blocked").manifest, "cpu")
+@pytest.mark.parametrize(
+    ("head", "precision"), [("lln", "float32"), ("mlp", "float32"), ("lln", "bfloat16")]
+)
+def test_gradients_are_those_of_the_frozen_network(head: str, precision: str) -> None:
+    arithmetic = ARITHMETICS[precision]
+    network = freeze(make_network(2, SIDE, head=head)).stored_as("float32").rounded_to(arithmetic)
+    manifest = make_manifest(network, CLASSES, {}, {}, {}, Rounding.of_graph(arithmetic, "blocked"))
+    model, device = differentiable(network, manifest, "cpu")
     assert device == "cpu"
     generator = np.random.default_rng(0)
     pixels = generator.uniform(0, 255, (3, 3, SIDE, SIDE))
@@ -188,11 +193,12 @@ def test_gradients_are_those_of_the_frozen_network(head: str) -> None:
 def test_autoattack_finds_what_lies_inside_and_nothing_outside(classes: int) -> None:
     generator = torch.Generator().manual_seed(classes)
     weight = torch.randn(classes, 192, generator=generator)
-    images = 0.5 + 0.01 * torch.randn(4, 3, 8, 8, generator=generator)
+    scales = torch.tensor([0.002, 0.005, 0.02, 0.05])[:, None, None, None]
+    images = 0.5 + scales * torch.randn(4, 3, 8, 8, generator=generator)
     before, trace = torch.get_rng_state(), sys.gettrace()
 
     def model(x: torch.Tensor) -> torch.Tensor:
-        return x.flatten(1) @ weight.T
+        return (x.flatten(1) - 0.5) @ weight.T
 
     logits = model(images)
     labels = logits.argmax(dim=1)
