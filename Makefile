@@ -57,7 +57,8 @@ MODEL ?= samples/model.onnx
 evaluate: $(VENV)/.demo
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA)
 
-# Certified accuracy, attacks and what lies between; pictures in runs/sandwich. LIMIT=500 for fewer.
+# Certified accuracy, attacks and what lies between; pictures in runs/sandwich.
+# 8,000 images: some 25 minutes of CPU time; LIMIT=500 for fewer.
 LIMIT ?= 1000000
 sandwich: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \

@@ -22,7 +22,7 @@ from lipdeploy.attacks.auto_attack import auto_attack
 from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.onnx_file import onnx_bytes
+from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.verify import verify
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.images import PREPROCESSING
@@ -292,6 +292,25 @@ def test_a_layer_scaled_by_3_after_certification_is_caught_by_attacks(
         guarantee,
     )
     assert (status, "contradict the guarantee" in errors) == (1, True)
+
+
+def test_attacks_do_not_see_a_layer_scaled_by_1_2(
+    source: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    """What the documents say of small unsoundness: it hides in the gap of the bundled model."""
+    honest = read_onnx(source / "samples" / "model.onnx")
+    network = scaled(honest.network, 1, 1.2)
+    manifest = replace(honest.manifest, sha256=honest.manifest.digest(network.weights()))
+    planted, own = tmp_path / "planted.onnx", own_test_set(tmp_path / "own", source / "samples")
+    planted.write_bytes(onnx_bytes(network, manifest))
+    status, out, _ = run_cli(
+        "evaluate", planted, own, "--attack", "--attack-images", "10", "--json"
+    )
+    summary = json.loads(out)["attack"]
+    assert (status, summary["broken_certificates"]) == (0, 0)
+    assert summary["compared"] >= 5
+    assert summary["smallest_ratio"] > 1
+    assert any(c.verdict == "soundness" and c.passed is False for c in verify(planted))
 
 
 def test_an_honest_model_passes_where_the_planted_one_fails(
