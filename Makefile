@@ -64,7 +64,8 @@ report-pictures: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --report build/report.html
 	$(BIN)/python benchmarks/report_pictures.py build/report.html
 
-# Certified accuracy, attacks and what lies between; pictures in runs/sandwich. LIMIT=500 for fewer.
+# Certified accuracy, attacks and what lies between; pictures in runs/sandwich.
+# 8,000 images: some 25 minutes of CPU time; LIMIT=500 for fewer.
 LIMIT ?= 1000000
 sandwich: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \

@@ -101,7 +101,7 @@ def magnification(moved: NDArray[np.float64]) -> int:
 def caption(item: Attacked, nearest: Adversarial, reason: str, classes: Sequence[str]) -> str:
     """What the pictures of an image show, in words."""
     return (
-        f"{Path(item.result.path).name} ({reason})\n"
+        f"{'/'.join(Path(item.result.path).parts[-2:])} ({reason})\n"
         f"class: {item.true_class}\n"
         f"certified: {lower(item.radius_255, 2)}/255\n"
         f"nearest other class found:\n{classes[nearest.class_index]}, at "

@@ -88,14 +88,14 @@ def write_learning_curves(rows: Sequence[Mapping[str, float]], path: Path) -> No
 
     figure = Figure(figsize=(9, 4.2), dpi=150, layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
-    _draw(losses, rows, LOSS_CURVES, 1)
+    _draw_columns(losses, rows, LOSS_CURVES, 1)
     losses.set(ylabel="loss")
-    _draw(accuracies, rows, ACCURACY_CURVES, 100)
+    _draw_columns(accuracies, rows, ACCURACY_CURVES, 100)
     accuracies.set(ylabel="images, %", ylim=(0, 100))
     _write(figure, "Learning curves", path)
 
 
-def _draw(
+def _draw_columns(
     axes: "Axes", rows: Sequence[Mapping[str, float]], curves: Mapping[str, str], factor: float
 ) -> None:
     for column, name in curves.items():

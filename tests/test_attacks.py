@@ -18,14 +18,16 @@ from soundness.worst_cases import engine_of
 
 from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
+from lipdeploy.attacks.auto_attack import auto_attack
 from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.onnx_file import onnx_bytes
+from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.verify import verify
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.predictor import Predictor
+from lipdeploy.rounding import ARITHMETICS, Rounding
 from lipdeploy.sandwich import Attacked, Sandwich
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -164,10 +166,14 @@ def test_the_same_seed_finds_the_same(trained: FrozenNetwork) -> None:
     assert torch.equal(generator, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("head", ["lln", "mlp"])
-def test_gradients_are_those_of_the_frozen_network(head: str) -> None:
-    network = freeze(make_network(2, SIDE, head=head)).stored_as("float32")
-    model, device = differentiable(network, engine_of(network, "blocked").manifest, "cpu")
+@pytest.mark.parametrize(
+    ("head", "precision"), [("lln", "float32"), ("mlp", "float32"), ("lln", "bfloat16")]
+)
+def test_gradients_are_those_of_the_frozen_network(head: str, precision: str) -> None:
+    arithmetic = ARITHMETICS[precision]
+    network = freeze(make_network(2, SIDE, head=head)).stored_as("float32").rounded_to(arithmetic)
+    manifest = make_manifest(network, CLASSES, {}, {}, {}, Rounding.of_graph(arithmetic, "blocked"))
+    model, device = differentiable(network, manifest, "cpu")
     assert device == "cpu"
     generator = np.random.default_rng(0)
     pixels = generator.uniform(0, 255, (3, 3, SIDE, SIDE))
@@ -181,6 +187,49 @@ def test_gradients_are_those_of_the_frozen_network(head: str) -> None:
     step = 1e-4
     ends = [network.head.logits(network.features(pixels + s * step * towards)) for s in (1, -1)]
     assert np.allclose(slopes, 255 * (ends[0] - ends[1])[:, 0] / (2 * step), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("classes", [3, 6])
+def test_autoattack_finds_what_lies_inside_and_nothing_outside(classes: int) -> None:
+    generator = torch.Generator().manual_seed(classes)
+    weight = torch.randn(classes, 192, generator=generator)
+    scales = torch.tensor([0.002, 0.005, 0.02, 0.05])[:, None, None, None]
+    images = 0.5 + scales * torch.randn(4, 3, 8, 8, generator=generator)
+    before, trace = torch.get_rng_state(), sys.gettrace()
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) - 0.5) @ weight.T
+
+    logits = model(images)
+    labels = logits.argmax(dim=1)
+    own = logits.amax(dim=1, keepdim=True)
+    slopes = (weight[labels][:, None] - weight[None]).norm(dim=2)
+    distances = torch.where(slopes > 0, (own - logits) / slopes, torch.inf).amin(dim=1)
+    radius = float(distances.sort().values[1:3].mean())
+    found = auto_attack(model, images, labels, radius, classes=classes, seed=0)
+    is_broken = model(found).argmax(dim=1) != labels
+    inside, outside = distances < 0.99 * radius, distances > 1.01 * radius
+    assert inside.any()
+    assert outside.any()
+    assert is_broken[inside].all()
+    assert not is_broken[outside].any()
+    assert ((found - images).flatten(1).norm(dim=1) <= radius * (1 + 1e-4)).all()
+    assert torch.equal(before, torch.get_rng_state())
+    assert sys.gettrace() is trace
+
+
+def test_autoattack_is_run_where_it_is_asked_for(trained: FrozenNetwork) -> None:
+    images, radius = pictures(4, SIDE, 0), Fraction(200, 255)
+    options = AttackOptions((radius,), minimal_steps=1, ball_steps=1, auto_attack=True)
+    with Predictor(engine_of(trained, "blocked")) as predictor:
+        items = labelled(predictor, images)
+        found = list(attacked(Attacker(predictor, options, "cpu"), predictor, items))
+        nearest = [item.distance_255 for item in attack(predictor, images)]
+    for item, distance in zip(found, nearest, strict=True):
+        assert item.broken is None
+        if distance < 195:
+            assert item.radius_255 < item.distance_255 <= 200
+    assert "AutoAttack" in {item.nearest.attack for item in found if item.nearest}
 
 
 # planted unsound models
@@ -243,6 +292,25 @@ def test_a_layer_scaled_by_3_after_certification_is_caught_by_attacks(
         guarantee,
     )
     assert (status, "contradict the guarantee" in errors) == (1, True)
+
+
+def test_attacks_do_not_see_a_layer_scaled_by_1_2(
+    source: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    """What the documents say of small unsoundness: it hides in the gap of the bundled model."""
+    honest = read_onnx(source / "samples" / "model.onnx")
+    network = scaled(honest.network, 1, 1.2)
+    manifest = replace(honest.manifest, sha256=honest.manifest.digest(network.weights()))
+    planted, own = tmp_path / "planted.onnx", own_test_set(tmp_path / "own", source / "samples")
+    planted.write_bytes(onnx_bytes(network, manifest))
+    status, out, _ = run_cli(
+        "evaluate", planted, own, "--attack", "--attack-images", "10", "--json"
+    )
+    summary = json.loads(out)["attack"]
+    assert (status, summary["broken_certificates"]) == (0, 0)
+    assert summary["compared"] >= 5
+    assert summary["smallest_ratio"] > 1
+    assert any(c.verdict == "soundness" and c.passed is False for c in verify(planted))
 
 
 def test_an_honest_model_passes_where_the_planted_one_fails(
@@ -318,9 +386,13 @@ def test_options_of_attacks_ask_for_one(
     ):
         status, _, errors = run_cli(*command, *options)
         assert (status, told in errors) == (2, True), errors
-    monkeypatch.setitem(sys.modules, "torch", None)
-    status, out, errors = run_cli(*command, "--attack")
-    assert (status, out, "pip install 'lipdeploy[train]'" in errors) == (1, "", True)
+    for option, module, extra in (
+        ("--auto-attack", "pyautoattack", "attack"),
+        ("--attack", "torch", "train"),
+    ):
+        monkeypatch.setitem(sys.modules, module, None)
+        status, out, errors = run_cli(*command, option)
+        assert (status, out, f"pip install 'lipdeploy[{extra}]'" in errors) == (1, "", True)
 
 
 def counted(items: list[Attacked]) -> Sandwich:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lipdeploy.errors import ImageError
 from lipdeploy.pairs import Pair, check_pair
 from lipdeploy.prediction import Certificate, Prediction
 from lipdeploy.predictor import Predictor
@@ -108,3 +109,37 @@ def test_the_command(
     )
     assert status == 1
     assert "no.png: no such file" in err
+
+
+def test_a_saved_input_is_taken_as_is(source: Path, tmp_path: Path, predictor: Predictor) -> None:
+    original = as_png(source / "samples/cat-0000.jpg", tmp_path / "a.png")
+    pixels = np.asarray(Image.open(original)).transpose(2, 0, 1).astype(np.float32)
+    pixels[0, 0, 0] += 0.25 if pixels[0, 0, 0] < 255 else -0.25
+    np.save(tmp_path / "b.npy", pixels)
+    pair = check_pair(predictor, original, tmp_path / "b.npy")
+    assert pair.squared_distance == Fraction(1, 16)
+    assert pair.squared_file_distance is None
+    assert pair.is_covered
+    assert pair.second.path == str(tmp_path / "b.npy")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (np.zeros((3, 32, 32)), "array of float64"),
+        (np.zeros((3, 8, 8), np.float32), r"with shape \(3, 8, 8\); expected float32"),
+        (np.full((3, 32, 32), np.nan, np.float32), "from 0 to 255"),
+        (np.full((3, 32, 32), 256, np.float32), "from 0 to 255"),
+        (np.array([{}]), "not a readable array"),
+        (None, "not a readable array"),
+    ],
+)
+def test_other_arrays_are_no_inputs(
+    tmp_path: Path, predictor: Predictor, content: np.ndarray | None, told: str
+) -> None:
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((3, 32, 32), np.float32) if content is None else content)
+    if content is None:
+        path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ImageError, match=told):
+        check_pair(predictor, path, path)

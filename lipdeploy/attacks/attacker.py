@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lipdeploy.attacks.auto_attack import NAME, auto_attack, check_auto_attack
 from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.attacks.replay import Replay, Rows
 from lipdeploy.attacks.searches import minimal_norm, within_ball
@@ -42,6 +43,7 @@ class AttackOptions:
         ball_steps: gradients for each random start in a ball.
         restarts: random starts at each of `radii`; there is one at the certified radius.
         seed: of the random starts.
+        auto_attack: whether AutoAttack, which takes long, attacks all images at each of `radii`.
     """
 
     radii: tuple[Fraction, ...] = ()
@@ -49,6 +51,12 @@ class AttackOptions:
     ball_steps: int = 20
     restarts: int = 2
     seed: int = 0
+    auto_attack: bool = False
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Names of the attacks."""
+        return (MINIMAL, BALL, NAME) if self.auto_attack else (MINIMAL, BALL)
 
 
 class Attacker:
@@ -60,12 +68,14 @@ class Attacker:
         device: of the gradients.
 
     Raises:
-        EngineError: if the device cannot be used.
+        EngineError: if the device cannot be used, or a package is missing.
     """
 
     def __init__(
         self, predictor: Predictor, options: AttackOptions, device: Device = "auto"
     ) -> None:
+        if options.auto_attack:
+            check_auto_attack()
         self._predictor, self.options = predictor, options
         self._model, self._device = differentiable(predictor.network, predictor.manifest, device)
         self._batches = 0
@@ -74,7 +84,8 @@ class Attacker:
         """Attack one batch of right answers.
 
         First the smallest perturbation is looked for, then each certified ball is attacked from a
-        random start, then each asked radius where the image is neither certified nor broken.
+        random start, then each asked radius where the image is neither certified nor broken. With
+        AutoAttack each asked radius of all images that are not broken there follows.
         """
         if not items:
             return []
@@ -85,6 +96,8 @@ class Attacker:
             limit = np.full(len(items), float_lower(255 * radius))
             undecided = (replay.radii_255 <= limit) & (replay.distances_255 > limit) & (limit > 0)
             self._in_balls(replay, limit, undecided, self.options.restarts)
+            if self.options.auto_attack:
+                self._everything(replay, limit)
         self._batches += 1
         return replay.results()
 
@@ -119,9 +132,27 @@ class Attacker:
         )
         self._offer(replay, rows, after - before, BALL)
 
+    def _everything(self, replay: Replay, limit: NDArray[np.float64]) -> None:
+        """Let AutoAttack look for other classes in balls of one size, certified or not."""
+        rows = np.nonzero((replay.distances_255 > limit) & (limit > 0))[0]
+        if not len(rows):
+            return
+        before, labels = self._tensors(replay, rows)
+        after = auto_attack(
+            self._model,
+            before,
+            labels,
+            float(JUST_INSIDE / 255 * limit[0]),
+            classes=self._predictor.network.head.classes,
+            seed=self.options.seed + self._batches,
+        )
+        self._offer(replay, rows, after - before, NAME)
+
     def _tensors(self, replay: Replay, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
         """Images in [0, 1] and labels."""
-        images = torch.tensor(replay.pixels[rows], device=self._device) / 255
+        # Contiguous, since attacks take views of them.
+        pixels = np.ascontiguousarray(replay.pixels[rows])
+        images = torch.tensor(pixels, device=self._device) / 255
         return images, torch.tensor(replay.labels[rows], device=self._device)
 
     def _offer(self, replay: Replay, rows: Rows, moved: torch.Tensor, attack: str) -> None:

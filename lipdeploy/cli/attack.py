@@ -28,12 +28,14 @@ class AttackRequest:
     Attributes:
         images: how many to attack; None for all.
         seed: of random starts.
+        auto_attack: whether AutoAttack runs, too.
         folder: for pictures and the table of images; None for none.
         shown: ends of the paths of the images to draw; the most telling ones where empty.
     """
 
     images: int | None
     seed: int
+    auto_attack: bool
     folder: Path | None
     shown: tuple[str, ...]
 
@@ -42,6 +44,7 @@ def attack_request(
     attack: bool,
     images: int | None,
     seed: int,
+    auto_attack: bool,
     folder: Path | None,
     shown: Sequence[str] | None,
 ) -> AttackRequest | None:
@@ -53,7 +56,7 @@ def attack_request(
             written.
         EngineError: if torch is missing.
     """
-    if not attack and folder is None:
+    if not attack and not auto_attack and folder is None:
         if images is not None or shown:
             option = "--attack-images" if images is not None else "--explain-image"
             raise UsageError(f"{option} needs --attack or --explain DIR")
@@ -65,12 +68,16 @@ def attack_request(
     from lipdeploy.attacks import check_torch
 
     check_torch()
+    if auto_attack:
+        from lipdeploy.attacks.auto_attack import check_auto_attack
+
+        check_auto_attack()
     if folder is not None:
         from lipdeploy.plots import check_matplotlib
 
         check_matplotlib("--explain")
         make_writable_folder(folder)
-    return AttackRequest(images, seed, folder, tuple(shown or ()))
+    return AttackRequest(images, seed, auto_attack, folder, tuple(shown or ()))
 
 
 def run_attack(
@@ -81,11 +88,11 @@ def run_attack(
     request: AttackRequest,
 ) -> dict[str, Any]:
     """Attack, say what broke, write what was asked for; gives the summary."""
-    from lipdeploy.attacks.attacker import BALL, MINIMAL, Attacker, AttackOptions, attacked
+    from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
     from lipdeploy.report import attack as report
     from lipdeploy.sandwich import Gallery, Sandwich
 
-    options = AttackOptions(tuple(radii), seed=request.seed)
+    options = AttackOptions(tuple(radii), seed=request.seed, auto_attack=request.auto_attack)
     attacker = Attacker(predictor, options, device)
     images = images if request.images is None else images.spread(request.images)
     sandwich, gallery = Sandwich(), Gallery(request.shown)
@@ -101,7 +108,7 @@ def run_attack(
             pairs.append(pair)
     seconds = time.perf_counter() - start
     settings = {
-        "attacks": [MINIMAL, BALL],
+        "attacks": list(options.attacks),
         "minimal_steps": options.minimal_steps,
         "ball_steps": options.ball_steps,
         "restarts": options.restarts,

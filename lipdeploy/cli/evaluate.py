@@ -40,6 +40,7 @@ def evaluate(
     attack: options.Attack = False,
     attack_images: options.AttackImages = None,
     attack_seed: options.AttackSeed = 0,
+    auto_attack: options.AutoAttack = False,
     explain: options.Explain = None,
     explain_image: options.ExplainImage = None,
     quiet: options.Quiet = False,
@@ -61,7 +62,9 @@ def evaluate(
         raise UsageError(f"--limit {limit}: must be at least 1")
     outputs = _Outputs(csv, parquet, curve, report)
     outputs.check()
-    request = attack_request(attack, attack_images, attack_seed, explain, explain_image)
+    request = attack_request(
+        attack, attack_images, attack_seed, auto_attack, explain, explain_image
+    )
     if request is not None and len(models) > 1:
         raise UsageError(f"--attack and --explain take one model, got {len(models)}")
     images = test_images(dataset, data)

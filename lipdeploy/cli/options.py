@@ -377,6 +377,15 @@ AttackImages = Annotated[
     ),
 ]
 AttackSeed = Annotated[int, typer.Option(help="Seed of the attacks' random starts.")]
+AutoAttack = Annotated[
+    bool,
+    typer.Option(
+        "--auto-attack",
+        help="Run AutoAttack, too, at each radius on every image not broken there, certified or "
+        "not: about 7,000 evaluations of the network each, so use --attack-images. Implies "
+        "--attack; needs pyautoattack.",
+    ),
+]
 Explain = Annotated[
     Path | None,
     typer.Option(
