@@ -16,6 +16,7 @@ from PIL import Image
 from soundness.networks import linear_network, train
 from soundness.worst_cases import engine_of
 
+from lipdeploy.arithmetic import ARITHMETICS
 from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
 from lipdeploy.attacks.auto_attack import auto_attack
@@ -27,7 +28,7 @@ from lipdeploy.exporters.verify import verify
 from lipdeploy.frozen import FrozenNetwork, Linear
 from lipdeploy.images import PREPROCESSING
 from lipdeploy.predictor import Predictor
-from lipdeploy.rounding import ARITHMETICS, Rounding
+from lipdeploy.rounding import Rounding
 from lipdeploy.sandwich import Attacked, Sandwich
 
 Cli = Callable[..., tuple[int, str, str]]

@@ -137,13 +137,16 @@ def test_frozen_multiplications_are_those_that_an_export_plans() -> None:
 def test_every_image_of_a_batch_keeps_as_much_for_the_backward_pass(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    """At least what the first activation compares, and the same for each."""
+    """At least what the first activation compares, and the same for each.
+
+    Of batches for which the same layers form their exponential, which is kept, too.
+    """
     kept = []
-    for batch in (4, 8, 12):
+    for batch in (4, 6, 8):
         found = rehearse(request(image_folder, tmp_path, options={"batch_size": batch}))
         kept.append(found.memory["kept for the backward pass"])
     assert kept[2] - kept[1] == pytest.approx(kept[1] - kept[0], rel=0.1)
-    assert kept[1] - kept[0] > 4 * 8 * 8 * 4 * 4
+    assert kept[1] - kept[0] > 2 * 8 * 8 * 4 * 4
 
 
 def test_images_that_are_resized_take_twice_the_bytes(tmp_path: Path) -> None:
