@@ -12,7 +12,13 @@ from typer.main import get_command
 from lipdeploy.cli import app
 from lipdeploy.report.prediction import FIELDS
 
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "samples/README.md", "docs/commands.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "samples/README.md",
+    "docs/commands.md",
+    "docs/training-scale.md",
+)
 
 
 def blocks(source: Path, document: str, language: str) -> list[str]:

@@ -15,7 +15,7 @@ LARGEST = 64
 FLAGS = {"batch_size": "--batch", "learning_rate": "--lr", "offset": "--u", "temperature": "--t"}
 """Options of the command line that are not called like their field."""
 
-WHOLE = ("epochs", "batch_size", "shift", "seed")
+WHOLE = ("epochs", "batch_size", "accumulate", "shift", "seed")
 REAL = (
     "learning_rate",
     "weight_decay",
@@ -36,7 +36,9 @@ class TrainingOptions:
 
     Attributes:
         epochs: passes over the training part.
-        batch_size: images a step; None for 256, or less where an epoch would have under 8 steps.
+        batch_size: images a step, of all processes; None for 256, or less where an epoch would have
+            under 8 steps.
+        accumulate: parts that a process computes its share of a batch in.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: on skew kernels only.
         offset: u of the loss, an l2 distance in pixels of [0, 1].
@@ -51,6 +53,7 @@ class TrainingOptions:
 
     epochs: int = 20
     batch_size: int | None = None
+    accumulate: int = 1
     learning_rate: float = 0.2
     weight_decay: float = 1e-4
     offset: float = 0.4
@@ -69,7 +72,7 @@ class TrainingOptions:
             is_default = name == "batch_size" and value is None
             if isinstance(value, bool) or not (is_default or isinstance(value, kinds)):
                 raise UsageError(f"{_flag(name)} {value!r:.50}: must be a number")
-        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{_flag(name)} {value}: must be positive")

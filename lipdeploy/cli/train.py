@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -14,10 +15,19 @@ import typer
 
 from lipdeploy.cli import options
 from lipdeploy.errors import UsageError
-from lipdeploy.report.console import print_detail, print_hint, print_line, print_note
+from lipdeploy.report.console import (
+    Verbosity,
+    print_detail,
+    print_hint,
+    print_line,
+    print_note,
+    set_verbosity,
+)
 
 if TYPE_CHECKING:
+    from lipdeploy.training.distributed import Processes
     from lipdeploy.training.loop import Trainer
+    from lipdeploy.training.session import TrainingRequest
 
 INTERRUPTED = 130
 
@@ -30,6 +40,7 @@ def train(
     data: options.Data = Path("data"),
     device: options.Device = "auto",
     workers: options.Workers = 0,
+    stream: options.Stream = False,
     image_size: options.ImageSize = None,
     depth: options.Depth = 5,
     width: options.Width = 32,
@@ -37,6 +48,7 @@ def train(
     padding: options.Padding = "circular",
     epochs: options.Epochs = 20,
     batch: options.BatchSize = None,
+    accumulate: options.Accumulate = 1,
     lr: options.LearningRate = 0.2,
     u: options.Offset = 0.4,
     t: options.Temperature = 0.25,
@@ -52,13 +64,15 @@ def train(
 
     Example: lipdeploy train cifar10 --width 32 --epochs 20 --precision bfloat16
     """
-    from lipdeploy.report.training import TrainingProgress
-    from lipdeploy.training.session import TrainingRequest, prepare
+    from lipdeploy.training.distributed import joined
+    from lipdeploy.training.session import TrainingRequest
 
-    changeable = {"learning_rate": ("lr", lr), "precision": ("precision", precision)}
+    changeable = {
+        "learning_rate": ("lr", lr),
+        "precision": ("precision", precision),
+        "accumulate": ("accumulate", accumulate),
+    }
     given = _given(context)
-    if resume:
-        _check_resume(given, out)
     request = TrainingRequest(
         dataset=dataset,
         data=data,
@@ -70,6 +84,7 @@ def train(
         options={
             "epochs": epochs,
             "batch_size": batch,
+            "accumulate": accumulate,
             "learning_rate": lr,
             "offset": u,
             "temperature": t,
@@ -80,25 +95,54 @@ def train(
         },
         command=shlex.join(["lipdeploy", *sys.argv[1:]]),
         changes={key: value for key, (name, value) in changeable.items() if name in given},
+        stream=stream,
     )
+    with joined(device) as processes:
+        if resume:
+            processes.together(lambda: _check_resume(given, out))
+        request = replace(request, out=processes.from_main(request.out))
+        is_finished = _train(request, resume, processes)
+    if not is_finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _train(request: "TrainingRequest", resume: bool, processes: "Processes") -> bool:
+    """Train, and say what became of it; whether all epochs are done."""
+    from lipdeploy.report.training import TrainingProgress
+    from lipdeploy.training.session import prepare
+
+    if not processes.is_main:
+        set_verbosity(Verbosity.QUIET)
     with TrainingProgress() as progress:
-        trainer = prepare(request, resume=resume, progress=progress.decoded, note=print_note)
+        trainer = prepare(
+            request,
+            resume=resume,
+            progress=progress.decoded,
+            note=print_note,
+            processes=processes,
+        )
         print_note(trainer.description)
         print_detail(str(trainer.options))
         already_done = trainer.is_finished
         progress.start(trainer.options.epochs, trainer.steps, trainer.finished_epochs)
         with _stopping_gently(trainer):
             trainer.run(progress)
+    if processes.is_main:
+        _tell_result(trainer, request.dataset, already_done)
+    return trainer.is_finished
+
+
+def _tell_result(trainer: "Trainer", dataset: str, already_done: bool) -> None:
     if not trainer.is_finished:
-        again = shlex.join(["lipdeploy", "train", dataset, "--out", str(request.out), "--resume"])
-        _tell_stopped(trainer, again)
-        raise typer.Exit(INTERRUPTED)
+        _tell_stopped(trainer, dataset)
+        return
     if already_done:
         print_note("Nothing was left to do: all epochs of that run were done.")
     elif not trainer.has_learned:
         print_note("The network hardly learned; try a smaller --batch or --lr, or more --epochs.")
-    print_line(f"Trained: {trainer.model_path}")
-    print_hint("Next:", f"  {shlex.join(['lipdeploy', 'export', str(trainer.model_path)])}")
+    model = trainer.model_path
+    print_line(f"Trained: {model}")
+    print_hint("Next:", f"  {shlex.join(['lipdeploy', 'export', str(model)])}")
 
 
 def _given(context: typer.Context) -> set[str]:
@@ -111,8 +155,8 @@ def _check_resume(given: set[str], out: Path | None) -> None:
     """Raise UsageError unless --out is given and no option that the checkpoint holds."""
     if out is None:
         raise UsageError("--resume needs --out DIR, the folder of the run to go on with")
-    free = {"dataset", "out", "resume", "data", "device", "workers", "lr", "precision"}
-    if fixed := given - free - {"quiet", "verbose", "debug"}:
+    free = {"dataset", "out", "resume", "data", "device", "workers", "quiet", "verbose", "debug"}
+    if fixed := given - free - {"lr", "precision", "accumulate"}:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
         raise UsageError(f"--resume takes {names} from the checkpoint; leave out")
 
@@ -138,13 +182,18 @@ def _stopping_gently(trainer: "Trainer") -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        pass
+        # The others are in the middle of a step and must not be waited for.
+        if trainer.processes.size > 1:
+            raise
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _tell_stopped(trainer: "Trainer", again: str) -> None:
-    done = trainer.finished_epochs
+def _tell_stopped(trainer: "Trainer", dataset: str) -> None:
+    done, size = trainer.finished_epochs, trainer.processes.size
     state = f"epoch {done}" if done else "0 epochs: it has learned nothing yet"
     print_line(f"Stopped; {trainer.model_path} holds {state}.")
-    print_hint("Go on with:", f"  {again}")
+    start = ["torchrun", "--nproc-per-node", str(size), "-m"] if size > 1 else []
+    out = str(trainer.folder)
+    again = [*start, "lipdeploy", "train", dataset, "--out", out, "--resume"]
+    print_hint("Go on with:", f"  {shlex.join(again)}")
