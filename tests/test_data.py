@@ -35,6 +35,7 @@ def test_decoding_is_cached_until_a_file_changes(
         patch.setattr(data, "decode_files", None)
         again = load_folder(image_folder, None, 1, ignore)
     assert torch.equal(first.images.pixels, again.images.pixels)
+    assert first.images.pixels.stride() == again.images.pixels.stride()
     changed = next((image_folder / "train" / "dark").iterdir())
     changed.write_bytes((image_folder / "train" / "bright" / changed.name).read_bytes())
     assert not torch.equal(

@@ -46,7 +46,9 @@ def decode_file(path: Path, size: int) -> NDArray[Any]:
 
 def decode_list(files: Sequence[Path], size: int) -> NDArray[Any]:
     """Several images, (len(files), 3, size, size); float16 where one of them is."""
-    return np.stack([decode_file(path, size) for path in files])
+    images = [decode_file(path, size) for path in files]
+    # In the one layout that a cached array has, too: a model file keeps that of its examples.
+    return np.ascontiguousarray(np.stack(images))
 
 
 def decode_lists(

@@ -4,9 +4,11 @@ torchrun starts the processes and tells each of them, in its environment, which 
 that is alone initialises nothing.
 """
 
+import gc
 import hashlib
 import os
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -27,6 +29,9 @@ T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
 """How long a process waits for the others: one may decode images for all. Where one dies, the
 others are told by the closed connection, or ended by torchrun, at once."""
+
+MOMENT = 0.1
+"""Seconds that gloo's threads get at the end."""
 
 HASH_BYTES = 6
 """Of a hash that is compared as a float64, which holds 53 bits."""
@@ -196,6 +201,8 @@ def joined(device: str) -> Iterator[Processes]:
         _connect(device, processes.local_rank)
         yield processes
         processes.wait()
+        # Gradient buckets keep the group, and its threads, alive.
+        gc.collect()
         distributed.destroy_process_group()
 
 
@@ -227,6 +234,9 @@ def _explaining(processes: Processes) -> Iterator[None]:
     finally:
         if processes.is_main:  # what is to be said is being said
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # gloo's threads need the interpreter to free what was exchanged last; where it is already
+        # being shut down, that aborts the process.
+        time.sleep(MOMENT)
 
 
 def _is_broken_connection(error: RuntimeError) -> bool:
