@@ -25,7 +25,7 @@ pytestmark = [
 ]
 
 OPTIONS = {"batch_size": 8, "validation": 0.2, "learning_rate": 0.05, "curvature": 0.01}
-TOLERANCE = {"rtol": 1e-3, "atol": 1e-4}
+TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
 
 
 class Place:
