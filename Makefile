@@ -43,10 +43,11 @@ soundness: $(VENV)/.test
 soundness-quick: $(VENV)/.test
 	PYTHONPATH=tests $(BIN)/python -m soundness --quick
 
-# 50 kills of a training run; about five minutes.
+# 50 kills of a training run; about five minutes. PROCESSES=2: of one of two processes.
 KILLS ?= 50
+PROCESSES ?= 1
 crash-test: $(VENV)/.test
-	$(BIN)/python tests/crash.py --kills $(KILLS)
+	$(BIN)/python tests/crash.py --kills $(KILLS) --processes $(PROCESSES)
 
 MINUTES ?= 10
 fuzz: $(VENV)/.test

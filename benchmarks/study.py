@@ -22,11 +22,12 @@ from rich.table import Table
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.report.console import print_note
 from lipdeploy.training.checkpoint import load_model
-from lipdeploy.training.data import Dataset, LabelledImages, load_folder, split_validation
+from lipdeploy.training.data import Dataset, LabelledImages, load_folder
 from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.sampling import split_validation
 
 RESULTS = Path(__file__).parent / "results" / "study-cpu.json"
 IMAGES, HELD = 10_000, 2_000

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.report.console import print_json, print_note
-from lipdeploy.training.data import augment, batches, channel_mean, load_folder
+from lipdeploy.training.data import load_folder
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy
+from lipdeploy.training.sampling import Share, augment, channel_mean, epoch_parts
 
 OURS, PAPER = "lipdeploy, bfloat16", "paper, float32"
 SECONDS = 20.0
@@ -164,8 +165,9 @@ def train(name: str, seed: int, folder: Path) -> Trained:
     side = Side(name, shape, mean, EPOCHS * (IMAGES // 128))
     start = time.perf_counter()
     for _ in range(EPOCHS):
-        for pixels, labels in batches(training, 128, generator):
-            side.step(augment(pixels, mean, generator, 4), labels)
+        for part in epoch_parts(len(training), Share(128, 1), 4, generator):
+            chosen = training.select(part.indices)
+            side.step(augment(chosen.pixels.float(), mean, part.moves), chosen.labels)
     seconds = time.perf_counter() - start
     frozen = freeze(side.network.eval())
     features = frozen.features(held.pixels.double().numpy())

@@ -59,3 +59,7 @@ class OutputError(LipdeployError):
 
 class TrainingError(LipdeployError):
     """A training run cannot start, go on or be resumed."""
+
+
+class ToldElsewhereError(LipdeployError):
+    """Another process of the same run failed and prints why; this one only has to end."""

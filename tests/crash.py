@@ -9,8 +9,10 @@ touched.
 
 import argparse
 import csv
+import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,20 +23,31 @@ import torch
 from helpers import ignore, write_image_folder
 
 from lipdeploy.training.checkpoint import load_model
+from lipdeploy.training.run_folder import read_checkpoint
 from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
-from lipdeploy.training.session import read_checkpoint
 from lipdeploy.training.tensor_file import read_tensors
 
 EPOCHS = 600
 
 
-def command(data: Path, out: Path, *more: str) -> list[str]:
+def command(data: Path, out: Path, processes: int, *more: str) -> list[str]:
     """The training command of both runs."""
-    return [sys.executable, "-m", "lipdeploy", "train", str(data), "--out", str(out), *more, "-q"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = [sys.executable, *(launcher if processes > 1 else []), "-m", "lipdeploy", "train"]
+    return [*start, str(data), "--out", str(out), *more, "-q"]
 
 
 def options(epochs: int) -> list[str]:
     return f"--width 4 --epochs {epochs} --batch 6 --validation 0.2 --lr 0.05 --workers 1".split()
+
+
+def victim(process: subprocess.Popen[bytes], processes: int) -> int:
+    """The process, or, of several that it started, any one of them, as soon as all are there."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    started: list[str] = []
+    while processes > 1 and len(started) < processes and process.poll() is None:
+        started = children.read_text().split()
+    return int(random.choice(started)) if started else process.pid
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -48,15 +61,15 @@ def rows(out: Path) -> list[dict[str, str]]:
 class Run:
     """The run that is killed again and again."""
 
-    def __init__(self, data: Path, out: Path, longest: float) -> None:
-        self.data, self.out, self.longest = data, out, longest
+    def __init__(self, data: Path, out: Path, processes: int, longest: float) -> None:
+        self.data, self.out, self.processes, self.longest = data, out, processes, longest
         self.kills = {"while starting": 0, "while training": 0, "while writing": 0}
         self.finished = 0
 
     def live_and_die(self) -> None:
         """One life."""
         resume = ["--resume"] if (self.out / "checkpoint.pt").exists() else options(EPOCHS)
-        process = subprocess.Popen(command(self.data, self.out, *resume))
+        process = subprocess.Popen(command(self.data, self.out, self.processes, *resume))
         kind = random.choices(list(self.kills), [2, 4, 4])[0]
         if kind == "while starting":
             time.sleep(random.uniform(0, 5))
@@ -67,8 +80,9 @@ class Run:
             self._wait_for_a_partial_file(process)
         if process.poll() is not None:
             sys.exit(f"the run ended by itself with status {process.returncode}; raise EPOCHS")
-        process.kill()
-        process.wait()
+        os.kill(victim(process, self.processes), signal.SIGKILL)
+        if process.wait(timeout=60) == 0:
+            sys.exit("the run ended with status 0 although a process was killed")
         self.kills[kind] += 1
         self.check()
 
@@ -109,20 +123,22 @@ def main() -> None:
     """Kill, check, finish, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1, help="of the run; one is killed")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     arguments = parser.parse_args()
     random.seed(arguments.seed)
     folder = Path(tempfile.mkdtemp(prefix="crash-"))
     data = write_image_folder(folder / "tiny", side=8)
     start = time.perf_counter()
-    subprocess.run(command(data, folder / "whole", *options(EPOCHS)), check=True)
+    processes = arguments.processes
+    subprocess.run(command(data, folder / "whole", processes, *options(EPOCHS)), check=True)
     # Lives are half as long on average, so all together use less than half of the epochs.
     longest = 0.8 * (time.perf_counter() - start) / arguments.kills
-    run = Run(data, folder / "killed", longest)
+    run = Run(data, folder / "killed", processes, longest)
     while sum(run.kills.values()) < arguments.kills:
         run.live_and_die()
         print(f"{sum(run.kills.values())} kills, epoch {run.finished} of {EPOCHS}", flush=True)
-    subprocess.run(command(data, run.out, "--resume"), check=True)
+    subprocess.run(command(data, run.out, processes, "--resume"), check=True)
     assert_same_model(folder / "whole" / "model.pt", run.out / "model.pt")
     assert rows(folder / "whole") == rows(run.out)
     shutil.rmtree(folder)

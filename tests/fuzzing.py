@@ -44,7 +44,7 @@ from lipdeploy.predictor import Predictor
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
 from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.inspection import inspect_training_file
-from lipdeploy.training.session import read_checkpoint
+from lipdeploy.training.run_folder import read_checkpoint
 
 SLOWEST = 10.0
 LARGEST = 3 << 30

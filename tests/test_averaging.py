@@ -16,8 +16,8 @@ from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.loop import Trainer
+from lipdeploy.training.run_folder import read_checkpoint
 from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
-from lipdeploy.training.session import read_checkpoint
 from lipdeploy.training.skew import SkewKernel
 from lipdeploy.training.tensor_file import read_tensors
 
@@ -135,11 +135,11 @@ def test_the_model_file_holds_the_average_and_validation_is_of_it(
     for name, value in plain.network.state_dict().items():
         assert torch.equal(trained[name], value), "averaging changed the training"
     assert not torch.equal(trained["head.linear.weight"], held["head.linear.weight"])
-    for name, value in run.average.network.state_dict().items():
+    for name, value in run.learner.average.network.state_dict().items():
         assert torch.equal(held[name], value)
-    last = run.metrics.rows()[-1]
+    last = run.files.metrics.rows()[-1]
     assert last["validation_loss"] == pytest.approx(run.evaluate(run.validation)[0])
-    assert last["validation_loss"] != plain.metrics.rows()[-1]["validation_loss"]
+    assert last["validation_loss"] != plain.files.metrics.rows()[-1]["validation_loss"]
     assert load_model(run.model_path).card.options["ema"] == 0.9
 
 

@@ -31,7 +31,7 @@ from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.onnx_file import stored_weights
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
-from lipdeploy.training.session import read_checkpoint
+from lipdeploy.training.run_folder import read_checkpoint
 
 Cli = Callable[..., tuple[int, str, str]]
 

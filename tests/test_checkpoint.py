@@ -21,8 +21,8 @@ from lipdeploy.errors import ModelError, OutputError, TrainingError
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset
 from lipdeploy.training.loop import Trainer
+from lipdeploy.training.run_folder import read_checkpoint
 from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
-from lipdeploy.training.session import read_checkpoint
 from lipdeploy.training.tensor_file import read_tensors
 
 
@@ -565,10 +565,10 @@ def test_a_resumed_run_can_take_another_learning_rate(small: Dataset, tmp_path: 
         folder = tmp_path / f"again{factor}"
         shutil.copytree(run.folder, folder)
         again = resumed(small, folder, epochs=3, learning_rate=0.05 * factor)
-        before = again.scheduler.get_last_lr()[0]
+        before = again.learner.learning_rate
         again.run(Silent())
         last = resumed(small, folder, epochs=3, learning_rate=0.05 * factor)
-        rates.append((again.optimizer.param_groups[0]["lr"], last.optimizer.param_groups[0]["lr"]))
+        rates.append((again.learner.learning_rate, last.learner.learning_rate))
         assert before > 0
     assert rates[1][0] == pytest.approx(0.25 * rates[0][0])
     assert rates[1][1] == rates[1][0]

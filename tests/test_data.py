@@ -13,12 +13,13 @@ from lipdeploy.choices import check_class_names
 from lipdeploy.datasets import LabelledSources, check_same_classes, scan_folder
 from lipdeploy.errors import DatasetError
 from lipdeploy.training import data
-from lipdeploy.training.data import (
-    LabelledImages,
+from lipdeploy.training.data import LabelledImages, load_folder
+from lipdeploy.training.sampling import (
+    Moves,
+    Share,
     augment,
-    batches,
     channel_mean,
-    load_folder,
+    epoch_parts,
     split_validation,
 )
 
@@ -34,6 +35,7 @@ def test_decoding_is_cached_until_a_file_changes(
         patch.setattr(data, "decode_files", None)
         again = load_folder(image_folder, None, 1, ignore)
     assert torch.equal(first.images.pixels, again.images.pixels)
+    assert first.images.pixels.stride() == again.images.pixels.stride()
     changed = next((image_folder / "train" / "dark").iterdir())
     changed.write_bytes((image_folder / "train" / "bright" / changed.name).read_bytes())
     assert not torch.equal(
@@ -70,23 +72,22 @@ def test_the_validation_split_takes_its_share_of_every_class() -> None:
 def test_augmentation_shifts_fills_and_flips() -> None:
     pixels = torch.arange(1.0, 5).view(1, 1, 2, 2).expand(400, 3, 2, 2)
     mean = torch.tensor([-1.0, -2.0, -3.0])
-    moved = augment(pixels, mean, torch.Generator().manual_seed(0), reach=1)
+    moved = augment(pixels, mean, Moves.draw(400, 1, torch.Generator().manual_seed(0)))
     assert moved.shape == pixels.shape
     for channel in range(3):
         values = set(moved[:, channel].unique().tolist())
         assert values == {1.0, 2.0, 3.0, 4.0, float(mean[channel])}
     distinct = {tuple(image[0].flatten().tolist()) for image in moved}
     assert {(1, 2, 3, 4), (2, 1, 4, 3), (-1, -1, -1, 1)} <= distinct
-    kept = augment(pixels, mean, torch.Generator().manual_seed(0), reach=0)
+    kept = augment(pixels, mean, Moves.draw(400, 0, torch.Generator().manual_seed(0)))
     assert {tuple(i[0].flatten().tolist()) for i in kept} == {(1, 2, 3, 4), (2, 1, 4, 3)}
 
 
-def test_batches_cover_the_images_once_in_an_order_of_their_own() -> None:
-    images = LabelledImages(torch.arange(10).view(10, 1, 1, 1), torch.arange(10))
-    order = [labels for _, labels in batches(images, 5, torch.Generator().manual_seed(0))]
-    assert torch.equal(torch.cat(order).sort().values, torch.arange(10))
-    assert not torch.equal(torch.cat(order), torch.arange(10))
-    assert len(list(batches(images, 64, torch.Generator()))) == 1
+def test_an_epoch_covers_the_images_once_in_an_order_of_its_own() -> None:
+    parts = epoch_parts(11, Share(5, 1), 4, torch.Generator().manual_seed(0))
+    order = torch.cat([part.indices for part in parts])
+    assert len(order.unique()) == len(order) == 10
+    assert not torch.equal(order, torch.arange(10))
 
 
 def test_the_mean_is_that_of_each_channel(small: data.Dataset) -> None:

@@ -24,6 +24,7 @@ DOCUMENTS = (
     "docs/evaluate.md",
     "docs/attacks.md",
     "docs/training.md",
+    "docs/training-scale.md",
 )
 
 

@@ -350,6 +350,15 @@ def test_every_kind_trains_is_saved_and_frozen(name: str, precision: str, tmp_pa
     assert_same(model.network, freeze(model.network))
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_parameter_that_asks_for_a_gradient_gets_one(name: str) -> None:
+    """Several processes that train together wait for all of them."""
+    network = make_network(layer=name, activation="householder", pooling="projection").train()
+    network(torch.from_numpy(random_pixels(4, 8)).float()).square().sum().backward()
+    without = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
 def test_made_layers_are_of_their_kind() -> None:
     for name in CIRCULAR:
         assert type(make_layer(name, (4, 4), 4, 3)) is CIRCULAR[name]

@@ -74,7 +74,7 @@ def test_images_and_steps_are_those_of_the_run(
     run = prepare(asked, resume=False, progress=ignore, note=print)
     assert found.images == (len(run.training), len(run.validation))
     assert found.steps == run.steps
-    assert found.batch_size == min(run.batch_size, len(run.training))
+    assert found.batch_size == run.share.batch
     assert found.options == run.options
     assert found.step_seconds > 0
     assert found.memory["images"] == run.dataset.images.pixels.numel()
@@ -134,19 +134,28 @@ def test_frozen_multiplications_are_those_that_an_export_plans() -> None:
     assert with_hidden["head"] == features**2 + 3 * features
 
 
+def kept_for(folder: Path, out: Path, **options: object) -> int:
+    found = rehearse(request(folder, out, options=options))
+    return found.memory["kept for the backward pass"]
+
+
+def test_a_step_in_parts_keeps_as_much_as_one_of_them(image_folder: Path, tmp_path: Path) -> None:
+    parts = kept_for(image_folder, tmp_path, batch_size=12, accumulate=3)
+    assert parts == kept_for(image_folder, tmp_path, batch_size=4)
+
+
+def test_streamed_images_take_no_memory(image_folder: Path, tmp_path: Path) -> None:
+    assert rehearsed(tmp_path, str(image_folder), stream=True).memory["images"] == 0
+
+
 def test_every_image_of_a_batch_keeps_as_much_for_the_backward_pass(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    """At least what the first activation compares, and the same for each.
-
-    Of batches for which the same layers form their exponential, which is kept, too.
-    """
-    kept = []
-    for batch in (4, 6, 8):
-        found = rehearse(request(image_folder, tmp_path, options={"batch_size": batch}))
-        kept.append(found.memory["kept for the backward pass"])
+    """At least what the first activation compares, and the same for each, once there are so many
+    that all layers form their exponentials."""
+    kept = [kept_for(image_folder, tmp_path, batch_size=batch) for batch in (12, 16, 20)]
     assert kept[2] - kept[1] == pytest.approx(kept[1] - kept[0], rel=0.1)
-    assert kept[1] - kept[0] > 2 * 8 * 8 * 4 * 4
+    assert kept[1] - kept[0] > 4 * 8 * 8 * 4 * 4
 
 
 def test_images_that_are_resized_take_twice_the_bytes(tmp_path: Path) -> None:
@@ -162,6 +171,7 @@ def test_images_that_are_resized_take_twice_the_bytes(tmp_path: Path) -> None:
         (["--resume", "--out", "x"], "--dry-run is about a new run"),
         (["--keep", "best", "--validation", "0"], "--keep best needs validation images"),
         (["--width", "3"], "--width 3: must be an even number"),
+        (["--batch", "8", "--accumulate", "3"], "does not divide into 3 equal parts"),
         (["--device", "cuda:99"], "try --device cpu"),
     ],
     ids=str,

@@ -12,13 +12,14 @@ import torch
 from helpers import Silent, ignore, make_trainer, write_image_folder
 
 from lipdeploy.errors import DatasetError, TrainingError, UsageError
-from lipdeploy.training import loop
+from lipdeploy.training import learner
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions
-from lipdeploy.training.session import TrainingRequest, prepare, read_checkpoint
+from lipdeploy.training.run_folder import read_checkpoint
+from lipdeploy.training.session import TrainingRequest, prepare
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -159,7 +160,7 @@ def test_control_c_leaves_a_usable_model_and_says_how_to_go_on(
     out = tmp_path / "run"
     settings = ["--width", "4", "--epochs", "3", "--batch", "6", "--workers", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_loss", interrupt)
+        patch.setattr(learner, "training_loss", interrupt)
         status, output, _ = run_cli("train", image_folder, "--out", out, *settings)
     assert status == 130
     assert f"--out {out} --resume" in output
@@ -254,7 +255,7 @@ def interrupted(
     run_cli: Cli, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> tuple[int, str, str]:
     """Train, with real signals at the seventh step, the third of the second epoch."""
-    calls, whole = iter(range(1000)), loop.training_loss
+    calls, whole = iter(range(1000)), learner.training_loss
 
     def loss(*arguments: object, **options: object) -> torch.Tensor:
         if next(calls) == 6:
@@ -262,7 +263,7 @@ def interrupted(
                 os.kill(os.getpid(), signal.SIGINT)
         return whole(*arguments, **options)
 
-    monkeypatch.setattr(loop, "training_loss", loss)
+    monkeypatch.setattr(learner, "training_loss", loss)
     settings = ["--width", "4", "--epochs", "4", "--batch", "6", "--workers", "1"]
     settings += ["--validation", "0"]
     return run_cli("train", image_folder, "--out", tmp_path / "run", *settings)

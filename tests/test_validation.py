@@ -22,8 +22,8 @@ from lipdeploy.training.data import Dataset, LabelledImages
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.metrics import EpochMetrics, MetricsTable
 from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.run_folder import read_checkpoint
 from lipdeploy.training.selection import ModelChoice
-from lipdeploy.training.session import read_checkpoint
 from lipdeploy.training.validation import MOST_IMAGES, certified_columns
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -137,7 +137,7 @@ def test_only_validation_images_are_certified_and_training_stays_the_same(
     assert torch.equal(calls[0].pixels, run.validation.pixels)
     for name, value in plain.network.state_dict().items():
         assert torch.equal(run.network.state_dict()[name], value)
-    measured = [not math.isnan(row["certified_36"]) for row in run.metrics.rows()]
+    measured = [not math.isnan(row["certified_36"]) for row in run.files.metrics.rows()]
     assert measured == [False, True, False, True]
 
 
@@ -252,6 +252,6 @@ def test_the_kept_weights_have_the_accuracy_that_chose_them(small: Dataset, tmp_
     run = make_trainer(small, tmp_path / "run", keep="best", epochs=6, learning_rate=0.4)
     run.run(Silent())
     found = read_checkpoint(run.folder, ignore).state.best
-    row = run.metrics.rows()[found["epoch"] - 1]
+    row = run.files.metrics.rows()[found["epoch"] - 1]
     run.network.load_state_dict(load_model(run.model_path).network.state_dict())
     assert run.evaluate(run.validation)[1] == row["validation_accuracy"] == found["score"]

@@ -61,7 +61,9 @@ class BcopConvolution(KernelLayer):
         c = self.kernel_channels(self.channels, strided=strided)
         self.weight = nn.Parameter(torch.empty(self.channels, self.channels))
         nn.init.orthogonal_(self.weight)
-        self.columns = nn.Parameter(torch.randn(2 * (kernel_size - 1), c, c // 2))
+        # A matrix has no projections: these get no gradient, for which processes would wait.
+        columns = torch.randn(2 * (kernel_size - 1), c, c // 2)
+        self.columns = nn.Parameter(columns, requires_grad=kernel_size > 1)
 
     @staticmethod
     def kernel_channels(channels: int, *, strided: bool) -> int:

@@ -1,16 +1,13 @@
-"""Datasets in memory: image folders and CIFAR, decoded in parallel, cached, split, augmented."""
+"""Datasets: image folders, decoded in parallel and cached, or streamed; CIFAR."""
 
 import hashlib
 import os
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -21,13 +18,47 @@ from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import DatasetError, ImageError, OutputError
 from lipdeploy.files import cache_folder
 from lipdeploy.images import decode
-from lipdeploy.resize import linear_resize
+from lipdeploy.training.decoding import decode_lists
 
 Progress = Callable[[int, int], None]
+Batches = Generator[tuple[Tensor, Tensor], None, None]
+"""Pixels and labels; to be closed by whoever does not read to the end."""
+
 CHUNK = 512
 """Files that one task of a decoding process holds."""
 DEFAULT_LARGEST_SIDE = 64
 """Larger photographs are reduced to this unless a size is asked for."""
+
+
+class Images(Protocol):
+    """Images of one size with their labels, wherever they are."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class indices, shape (count,), int64."""
+
+    @property
+    def side(self) -> int:
+        """Height and width of the images."""
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the images and labels, by which a resumed run knows them."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def select(self, indices: Tensor) -> Self:
+        """The images at `indices`, in that order."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same images, on a device or to be read onto it."""
+
+    def loaded(self) -> "LabelledImages":
+        """All of them in memory."""
+
+    def read(self, wanted: Iterable[Tensor]) -> Batches:
+        """Float pixels (count, 3, side, side) and labels of each list of indices, in turn."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +77,11 @@ class LabelledImages:
         """Number of images."""
         return len(self.labels)
 
+    @property
+    def side(self) -> int:
+        """Height and width of the images."""
+        return self.pixels.shape[-1]
+
     @cached_property
     def sha256(self) -> str:
         """Hash of pixels and labels."""
@@ -62,6 +98,16 @@ class LabelledImages:
         """Move to a device."""
         return LabelledImages(self.pixels.to(device), self.labels.to(device))
 
+    def loaded(self) -> "LabelledImages":
+        """These images."""
+        return self
+
+    def read(self, wanted: Iterable[Tensor]) -> Batches:
+        """Float pixels (count, 3, side, side) and labels of each list of indices, in turn."""
+        for indices in wanted:
+            chosen = self.select(indices.to(self.labels.device))
+            yield chosen.pixels.float(), chosen.labels
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -69,26 +115,7 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    images: LabelledImages
-
-
-def _decode_file(path: Path, size: int) -> NDArray[Any]:
-    try:
-        pixels = decode(path).pixels
-        resized = linear_resize(pixels.shape[0], pixels.shape[1], size)(pixels)
-    except ImageError as error:
-        raise DatasetError(f"{path!s}: {error}; remove or replace the image") from error
-    whole = pixels.shape[:2] == (size, size)
-    return resized.astype(np.uint8 if whole else np.float16)
-
-
-def _decode_chunk(task: tuple[Sequence[Path], int]) -> NDArray[Any]:
-    files, size = task
-    return np.stack([_decode_file(path, size) for path in files])
-
-
-def _leave_interrupts_to_the_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    images: Images
 
 
 def decode_files(
@@ -99,17 +126,10 @@ def decode_files(
     In other processes where there is more than one worker and enough to do: starting one takes as
     long as decoding some thousand small images.
     """
-    chunks = [(files[i : i + CHUNK], size) for i in range(0, len(files), CHUNK)]
+    chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
     parts: list[NDArray[Any]] = []
-    with ExitStack() as stack:
-        results: Iterator[NDArray[Any]] = map(_decode_chunk, chunks)
-        if min(workers, len(chunks)) > 1:
-            pool = ProcessPoolExecutor(
-                workers, get_context("spawn"), initializer=_leave_interrupts_to_the_parent
-            )
-            stack.callback(pool.shutdown, cancel_futures=True)
-            results = pool.map(_decode_chunk, chunks)
-        for part in results:
+    with closing(decode_lists(chunks, size, min(workers, len(chunks)))) as decoded:
+        for part in decoded:
             parts.append(part)
             progress(sum(map(len, parts)), len(files))
     return np.concatenate(parts)
@@ -141,8 +161,7 @@ def load_folder(
     """
     folder = scan_folder(root, part)
     files = folder.sources
-    if size is None:
-        size = min(*image_shape(files[0]), DEFAULT_LARGEST_SIDE)
+    size = size or natural_size(files)
     cached = cache_folder() / f"{_fingerprint(files, size)}.npy"
     pixels = _read_cache(cached, (len(files), 3, size, size))
     if pixels is None:
@@ -177,12 +196,21 @@ def _write_cache(path: Path, pixels: NDArray[Any]) -> None:
         ) from error
 
 
+def natural_size(files: Sequence[Path]) -> int:
+    """The first image's shorter side, at most `DEFAULT_LARGEST_SIDE`.
+
+    Raises:
+        DatasetError: if that image cannot be read.
+    """
+    return min(*image_shape(files[0]), DEFAULT_LARGEST_SIDE)
+
+
 def image_shape(path: Path) -> tuple[int, int]:
     """Height and width of an image file; raises DatasetError if it cannot be read."""
     try:
         height, width, _ = decode(path).pixels.shape
     except ImageError as error:
-        raise DatasetError(f"{path}: {error}") from error
+        raise DatasetError(f"{path}: {error}; remove or replace the image") from error
     return height, width
 
 
@@ -221,68 +249,3 @@ def _torchvision_cifar(name: str, root: Path, *, train: bool) -> Any:  # noqa: A
             f"{name} cannot be downloaded into {root} ({error}); try again, or give --data the "
             "folder that already holds it"
         ) from error
-
-
-def split_validation(
-    images: LabelledImages, fraction: float, seed: int
-) -> tuple[LabelledImages, LabelledImages]:
-    """Set aside `fraction` of every class, at least one image where a class has two or more.
-
-    Returns:
-        The part to train on and the part to validate on.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held: list[Tensor] = []
-    for label in images.labels.unique():
-        members = torch.nonzero(images.labels == label).flatten()
-        order = members[torch.randperm(len(members), generator=generator)]
-        count = max(1, round(fraction * len(members))) if fraction and len(members) > 1 else 0
-        held.append(order[:count])
-    chosen = torch.zeros(len(images), dtype=torch.bool)
-    chosen[torch.cat(held)] = True
-    return images.select(torch.nonzero(~chosen).flatten()), images.select(
-        torch.nonzero(chosen).flatten()
-    )
-
-
-def channel_mean(images: LabelledImages) -> Tensor:
-    """Mean of each channel, 0 ... 255, shape (3,)."""
-    chunks = images.pixels.split(1024)
-    total = sum(chunk.double().mean(dim=(2, 3)).sum(dim=0) for chunk in chunks)
-    return (total / len(images)).float() if isinstance(total, Tensor) else torch.zeros(3)
-
-
-def augment(pixels: Tensor, mean: Tensor, generator: torch.Generator, reach: int) -> Tensor:
-    """Shift each image by up to `reach` pixels, filling with the mean, and flip half of them.
-
-    Args:
-        pixels: shape (batch, 3, size, size), float.
-        mean: fill value of each channel, shape (3,).
-        generator: source of randomness, on the CPU.
-        reach: largest shift.
-    """
-    count, channels, size, _ = pixels.shape
-    rows = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator) + torch.arange(size)
-    columns = torch.randint(0, 2 * reach + 1, (count, 1), generator=generator) + torch.arange(size)
-    flipped = torch.rand(count, 1, generator=generator) < 0.5
-    columns = torch.where(flipped, columns.flip(1), columns)
-    side = size + 2 * reach
-    padded = mean.view(1, 3, 1, 1).expand(count, channels, side, side).clone()
-    padded[:, :, reach : reach + size, reach : reach + size] = pixels
-    index = (rows.unsqueeze(2) * side + columns.unsqueeze(1)).view(count, 1, -1).to(pixels.device)
-    flat = padded.view(count, channels, -1)
-    return flat.gather(2, index.expand(-1, channels, -1)).view_as(pixels)
-
-
-def batches(
-    images: LabelledImages, batch_size: int, generator: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Shuffled batches of float pixels (batch, 3, size, size) and labels; the rest is dropped.
-
-    A dataset smaller than a batch is one batch.
-    """
-    order = torch.randperm(len(images), generator=generator)
-    size = min(batch_size, len(images))
-    for start in range(0, len(images) - size + 1, size):
-        chosen = images.select(order[start : start + size].to(images.labels.device))
-        yield chosen.pixels.float(), chosen.labels

@@ -1,7 +1,18 @@
-"""Several observers of one run."""
+"""Who watches a run."""
 
-from lipdeploy.training.loop import Observer
+from typing import Protocol
+
 from lipdeploy.training.metrics import EpochMetrics
+
+
+class Observer(Protocol):
+    """Watches a run; the command line shows its progress with it."""
+
+    def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None:
+        """A step was done; loss and accuracy are those of the epoch so far."""
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """An epoch was done and its checkpoint written."""
 
 
 class Observers:

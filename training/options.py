@@ -25,7 +25,7 @@ FLAGS = {
 }
 """Options of the command line that are not called like their field."""
 
-WHOLE = ("epochs", "batch_size", "shift", "seed", "certify_every")
+WHOLE = ("epochs", "batch_size", "accumulate", "shift", "seed", "certify_every")
 REAL = (
     "learning_rate",
     "weight_decay",
@@ -50,7 +50,9 @@ class TrainingOptions:
 
     Attributes:
         epochs: passes over the training part.
-        batch_size: images a step; None for 256, or less where an epoch would have under 8 steps.
+        batch_size: images a step, of all processes; None for 256, or less where an epoch would have
+            under 8 steps.
+        accumulate: parts that a process computes its share of a batch in.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: on skew kernels only.
         loss: "offset" (cross-entropy with offset and temperature) or "annealed" (logit annealing).
@@ -73,6 +75,7 @@ class TrainingOptions:
 
     epochs: int = 20
     batch_size: int | None = None
+    accumulate: int = 1
     learning_rate: float = 0.2
     weight_decay: float = 1e-4
     loss: Loss = "offset"
@@ -93,7 +96,7 @@ class TrainingOptions:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("epochs", "batch_size", "learning_rate", "temperature"):
+        for name in ("epochs", "batch_size", "accumulate", "learning_rate", "temperature"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"{flag(name)} {value}: must be positive")
@@ -111,8 +114,8 @@ class TrainingOptions:
         check_choice("--keep", self.keep, KEEPS)
 
     def batch_for(self, images: int) -> int:
-        """Images a step, for so many to train on."""
-        return self.batch_size or min(256, max(1, images // 8))
+        """Images a step, for so many to train on; no more than there are."""
+        return min(self.batch_size or min(256, max(1, images // 8)), images)
 
     def _check_types(self) -> None:
         for field in fields(self):

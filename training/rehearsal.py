@@ -14,20 +14,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lipdeploy.datasets import CIFAR_NAMES, scan_folder
 from lipdeploy.training.data import (
-    DEFAULT_LARGEST_SIDE,
     Dataset,
     LabelledImages,
-    image_shape,
-    split_validation,
+    natural_size,
 )
+from lipdeploy.training.device import chosen_device
+from lipdeploy.training.distributed import ALONE
 from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.loading import decoded_bytes, is_too_large
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.sampling import split_validation
 from lipdeploy.training.selection import ModelChoice
-from lipdeploy.training.session import TrainingRequest, check_dataset, chosen_device
+from lipdeploy.training.session import TrainingRequest, check_dataset
 
 CIFAR_IMAGES = 50_000
+CIFAR_BYTES = CIFAR_IMAGES * 3 * 32**2
 STEPS = 4
 """That are measured; the first warms up."""
 
@@ -85,17 +88,19 @@ class _Images:
         classes: names.
         labels: shape (count,).
         size: side of the network's input.
-        bytes_each: of an image as it is held.
+        held: bytes of all images in memory; 0 where they are streamed.
     """
 
     classes: tuple[str, ...]
     labels: Tensor
     size: int
-    bytes_each: int
+    held: int
 
 
 def rehearse(request: TrainingRequest) -> Rehearsal:
     """Build the network and take a few steps on noise; nothing is downloaded or written.
+
+    It is about a run of one process.
 
     Raises:
         LipdeployError: if the data or the options are not usable.
@@ -108,11 +113,11 @@ def rehearse(request: TrainingRequest) -> Rehearsal:
     hollow = LabelledImages(torch.empty(len(images.labels), 0), images.labels)
     training, validation = split_validation(hollow, options.validation, options.seed)
     ModelChoice(options, len(validation))  # refuses what a run would refuse
-    batch = min(options.batch_for(len(training)), len(training))
+    batch = options.batch_for(len(training))
     measured = replace(options, epochs=1, batch_size=batch, validation=0.0)
     measured = replace(measured, keep="last", certify_every=0)
     trainer = Trainer(_noise(images, batch), architecture, measured, request.out, request.command)
-    layers = _layers(trainer.network, batch, trainer.device)
+    layers = _layers(trainer.network, trainer.share.part_size, trainer.device)
     gauge = _Gauge(trainer.network)
     with gauge.watching():
         trainer.rehearse(gauge)
@@ -130,7 +135,7 @@ def rehearse(request: TrainingRequest) -> Rehearsal:
         memory={
             "weights, gradients, momentum, averages": copies * weights,
             "kept for the backward pass": gauge.largest,
-            "images": images.bytes_each * len(images.labels),
+            "images": images.held,
         },
     )
 
@@ -140,13 +145,16 @@ def _described(request: TrainingRequest) -> _Images:
     if request.dataset in CIFAR_NAMES:
         count = int(request.dataset.removeprefix("cifar"))
         names = tuple(str(index) for index in range(count))
-        return _Images(names, torch.arange(CIFAR_IMAGES) % count, 32, 3 * 32**2)
+        return _Images(names, torch.arange(CIFAR_IMAGES) % count, 32, CIFAR_BYTES)
     folder = scan_folder(Path(request.dataset), "train")
-    height, width = image_shape(folder.sources[0])
-    size = request.image_size or min(height, width, DEFAULT_LARGEST_SIDE)
-    # Images that have to be resized are held in float16, others in uint8.
-    each = 3 * size**2 * (1 if (height, width) == (size, size) else 2)
-    return _Images(folder.classes, torch.tensor(folder.labels), size, each)
+    size = request.image_size or natural_size(folder.sources)
+    is_streamed = request.stream or is_too_large(folder, size, ALONE, _say_nothing)
+    held = 0 if is_streamed else decoded_bytes(folder, size)
+    return _Images(folder.classes, torch.tensor(folder.labels), size, held)
+
+
+def _say_nothing(note: str) -> None:
+    """Streamed images show as no bytes."""
 
 
 def _noise(images: _Images, batch: int) -> Dataset:
@@ -159,13 +167,14 @@ def _noise(images: _Images, batch: int) -> Dataset:
 
 
 class _Gauge:
-    """An observer that times steps and adds up what autograd keeps in each.
+    """An observer that times steps and adds up what autograd keeps in each part of one.
 
     Args:
         network: its weights are not counted.
     """
 
     def __init__(self, network: nn.Module) -> None:
+        self._network = network
         self._weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
         self._kept: dict[int, int] = {}
         self._since, self._times = time.perf_counter(), list[float]()
@@ -179,8 +188,16 @@ class _Gauge:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Be told of every tensor that is kept for a backward pass."""
-        with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept):
-            yield
+        parts = self._network.register_forward_pre_hook(self._begin_part)
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept):
+                yield
+        finally:
+            parts.remove()
+
+    def _begin_part(self, *_: object) -> None:
+        self.largest = max(self.largest, sum(self._kept.values()))
+        self._kept.clear()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -192,8 +209,7 @@ class _Gauge:
         """A step ends, the next one begins."""
         now = time.perf_counter()
         self._times.append(now - self._since)
-        self.largest = max(self.largest, sum(self._kept.values()))
-        self._kept.clear()
+        self._begin_part()
         self._since = time.perf_counter()
 
     def epoch(self, metrics: EpochMetrics) -> None:

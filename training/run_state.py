@@ -4,7 +4,9 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from lipdeploy.errors import TrainingError
 from lipdeploy.training.checkpoint import check_weights_fit
+from lipdeploy.training.data import Dataset
 from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.tensor_file import (
@@ -85,6 +87,30 @@ class RunState:
                 f"{file.path}: damaged checkpoint ({one_line(error)}); start the run anew"
             ) from error
         return state
+
+    def check_fits(self, architecture: Architecture, dataset: Dataset, path: Path) -> None:
+        """Make sure that it is a state of this network and of these images.
+
+        Args:
+            architecture: of the network that is to go on.
+            dataset: on which.
+            path: file of the state, for the message.
+
+        Raises:
+            TrainingError: if not.
+        """
+        what = ""
+        if self.architecture != architecture:
+            what = f"other network: {self.architecture}, now {architecture}"
+        elif self.classes != dataset.classes:
+            what = f"other classes: {self.classes}, now {dataset.classes}"
+        elif self.data_sha256 != dataset.images.sha256:
+            what = "other images"
+        if what:
+            raise TrainingError(
+                f"{path} was made with {what}; resume with the data of the first call, or train "
+                "anew with another --out"
+            )
 
     def _check_types(self) -> None:
         texts = [*self.classes, self.data_sha256, self.command]

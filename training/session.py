@@ -1,25 +1,30 @@
 """From a request for a training run to a Trainer that is ready to go."""
 
-import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lipdeploy.datasets import CIFAR_NAMES, check_test_classes, scan_folder, unknown_dataset
-from lipdeploy.errors import ModelError, UsageError
-from lipdeploy.files import file_sha256, make_writable_folder
-from lipdeploy.training.data import Dataset, Progress, load_cifar, load_folder
+from lipdeploy.errors import UsageError
+from lipdeploy.files import make_writable_folder
+from lipdeploy.training.data import Dataset, Progress
+from lipdeploy.training.device import chosen_device
+from lipdeploy.training.distributed import ALONE, Processes
 from lipdeploy.training.lipconvnet import Architecture
-from lipdeploy.training.loop import CHECKPOINT_NAME, PREVIOUS_NAME, RUN_FILES, Trainer
+from lipdeploy.training.loading import Source, load_dataset
+from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions
-from lipdeploy.training.run_state import CHECKPOINT_FORMAT, RunState
-from lipdeploy.training.tensor_file import DamagedFileError, read_tensors
-
-Note = Callable[[str], None]
+from lipdeploy.training.run_folder import (
+    CHECKPOINT_NAME,
+    PREVIOUS_NAME,
+    RUN_FILES,
+    Note,
+    Resumed,
+    read_checkpoint,
+)
+from lipdeploy.training.stream import HASH_OF_FILES
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class TrainingRequest:
         options: fields of `TrainingOptions`, without device.
         command: the command line, kept in the model.
         changes: of a resumed run, the options that replace those of its checkpoint.
+        stream: whether to decode images whenever they are needed, even where memory is enough. A
+            resumed run does what it did before.
     """
 
     dataset: str
@@ -49,35 +56,45 @@ class TrainingRequest:
     options: dict[str, Any]
     command: str
     changes: dict[str, Any] = field(default_factory=dict)
+    stream: bool = False
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """The state that a run goes on from.
+class _Plan:
+    """A request that was found to be sound, as far as that shows without its images."""
 
-    Attributes:
-        state: what its checkpoint holds.
-        is_last: whether that is the last checkpoint, or the one before it.
-        seen: hash of checkpoint.pt as it was found; None where it was missing.
-    """
-
-    state: RunState
-    is_last: bool
-    seen: str | None
+    options: TrainingOptions
+    source: Source
+    resumed: Resumed | None
 
 
-def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note: Note) -> Trainer:
+def prepare(
+    request: TrainingRequest,
+    *,
+    resume: bool,
+    progress: Progress,
+    note: Note,
+    processes: Processes = ALONE,
+) -> Trainer:
     """Load the data and build the run, or go back to its checkpoint.
 
     Args:
-        request: what to do.
+        request: what to do; the same in all processes.
         resume: whether to go back.
         progress: called with the number of images decoded and in all.
         note: called with what the user should know.
+        processes: who train together.
 
     Raises:
         LipdeployError: if the data, the options or the checkpoint are not usable.
     """
+    plan = processes.together(lambda: _plan(request, resume, note))
+    with _new_folder(request.out) if processes.is_main else nullcontext():
+        dataset = load_dataset(plan.source, processes, progress, note)
+        return _build(request, plan, dataset, processes)
+
+
+def _plan(request: TrainingRequest, resume: bool, note: Note) -> _Plan:
     held = [name for name in RUN_FILES if (request.out / name).exists()]
     if held and not resume:
         can_resume = {CHECKPOINT_NAME, PREVIOUS_NAME} & set(held)
@@ -87,94 +104,60 @@ def prepare(request: TrainingRequest, *, resume: bool, progress: Progress, note:
         raise UsageError(f"--workers {request.workers}: must be 0 (one a core) or more")
     options = TrainingOptions(**request.options, device=chosen_device(request.device))
     Architecture(image_size=request.image_size or 32, classes=2, **request.network)
-    image_size, resumed = request.image_size, None
-    if resume:
-        resumed = read_checkpoint(request.out, note)
+    image_size = request.image_size
+    stream: bool | None = request.stream or None
+    resumed = read_checkpoint(request.out, note) if resume else None
+    if resumed is not None:
         options = replace(resumed.state.options, device=options.device, **request.changes)
         image_size = resumed.state.architecture.image_size
+        stream = resumed.state.data_sha256.startswith(HASH_OF_FILES)
     check_dataset(request, image_size)
-    is_new = not request.out.exists()
-    make_writable_folder(request.out)
+    source = Source(request.dataset, request.data, image_size, request.workers, stream)
+    return _Plan(options, source, resumed)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[None]:
+    """Make sure that a folder can be written into; where what follows fails, remove a new one."""
+    is_new = not folder.exists()
+    make_writable_folder(folder)
     try:
-        return _build(request, options, image_size, progress, resumed)
+        yield
     except BaseException:
         if is_new:
             with suppress(OSError):
-                request.out.rmdir()
+                folder.rmdir()
         raise
 
 
 def _build(
-    request: TrainingRequest,
-    options: TrainingOptions,
-    image_size: int | None,
-    progress: Progress,
-    resumed: Resumed | None,
+    request: TrainingRequest, plan: _Plan, dataset: Dataset, processes: Processes
 ) -> Trainer:
-    dataset = load_dataset(request, image_size, progress)
-    if resumed is not None:
-        state = resumed.state
-        trainer = Trainer(dataset, state.architecture, options, request.out, state.command)
-        trainer.resume(state, seen=resumed.seen, is_last=resumed.is_last)
-        return trainer
-    side = dataset.images.pixels.shape[-1]
-    architecture = Architecture(image_size=side, classes=len(dataset.classes), **request.network)
-    return Trainer(dataset, architecture, options, request.out, request.command)
-
-
-def read_checkpoint(folder: Path, note: Note) -> Resumed:
-    """The last checkpoint of a run, or, where it is damaged or missing, the one before it.
-
-    Raises:
-        ModelError: if there is none that can be read, or the last one is of another version.
-    """
-    last, previous = folder / CHECKPOINT_NAME, folder / PREVIOUS_NAME
-    if not (last.exists() or previous.exists()):
-        others = any((folder / name).exists() for name in RUN_FILES)
-        advice = "choose another --out" if others else "start the run"
-        raise ModelError(f"{folder}: no checkpoint to go on from; {advice}, without --resume")
-    if last.exists():
-        try:
-            file = read_tensors(last, CHECKPOINT_FORMAT)
-            return Resumed(RunState.of(file), is_last=True, seen=file.sha256)
-        except DamagedFileError as error:
-            if not previous.exists():
-                raise
-            problem = str(error)
+    if plan.resumed is None:
+        side, classes = dataset.images.side, len(dataset.classes)
+        architecture = processes.together(lambda: Architecture(side, classes, **request.network))
+        command = request.command
     else:
-        problem = f"{last}: missing"
-    seen = file_sha256(last)
-    state = RunState.of(read_tensors(previous, CHECKPOINT_FORMAT))
-    note(f"{problem}; going on from {previous}, epoch {state.finished_epochs}")
-    return Resumed(state, is_last=False, seen=seen)
+        architecture, command = plan.resumed.state.architecture, plan.resumed.state.command
+    trainer = Trainer(dataset, architecture, plan.options, request.out, command, processes)
+    processes.together(lambda: _go_back(trainer, plan.resumed))
+    return trainer
 
 
-def chosen_device(name: str) -> str:
-    """The device that a name stands for."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _go_back(trainer: Trainer, resumed: Resumed | None) -> None:
+    if resumed is not None:
+        trainer.resume(resumed.state, seen=resumed.seen, is_last=resumed.is_last)
 
 
 def check_dataset(request: TrainingRequest, image_size: int | None) -> None:
     """Find out what is wrong with a dataset before anything is written or decoded."""
     root = Path(request.dataset)
     if request.dataset in CIFAR_NAMES:
+        if request.stream:
+            raise UsageError(f"--stream is for folders; for {request.dataset} leave it out")
         if image_size not in (None, 32):
             raise UsageError(f"{request.dataset} has images of 32 pixels; leave out --image-size")
     elif not root.is_dir():
         raise unknown_dataset(request.dataset)
     else:
         check_test_classes(root, scan_folder(root, "train").classes)
-
-
-def load_dataset(request: TrainingRequest, image_size: int | None, progress: Progress) -> Dataset:
-    """Load the training part that the request names.
-
-    Raises:
-        DatasetError: if it cannot be had, or an image in it cannot be read.
-    """
-    if request.dataset in CIFAR_NAMES:
-        return load_cifar(request.dataset, request.data)
-    workers = request.workers or os.cpu_count() or 1
-    return load_folder(Path(request.dataset), image_size, workers, progress)

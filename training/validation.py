@@ -1,17 +1,45 @@
-"""Certified accuracy on validation images, while training."""
+"""Loss, accuracy and certified accuracy on validation images, while training."""
 
 import math
+from contextlib import closing
 from typing import Protocol
 
 import torch
 
-from lipdeploy.training.data import LabelledImages
+from lipdeploy.training.data import Images, LabelledImages
+from lipdeploy.training.learner import unchanged_buffers
 from lipdeploy.training.lipconvnet import LipConvNet
+from lipdeploy.training.losses import training_loss
 from lipdeploy.training.metrics import CERTIFIED_COLUMNS
 from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.sampling import Share
+from lipdeploy.training.tally import Tally
 
 MOST_IMAGES = 500
 """Validation images that are certified, at equal distances, so that it stays cheap."""
+
+
+@torch.no_grad()
+def evaluated(network: LipConvNet, images: Images, share: Share, options: TrainingOptions) -> Tally:
+    """Loss and right answers in float32; the network is left in evaluation mode.
+
+    Args:
+        network: whose buffers are left as they are.
+        images: shared by the processes; all get the same answer.
+        share: as many are computed at a time as while training, because those fit.
+        options: which loss.
+    """
+    network.eval()
+    network.body_dtype = None
+    mine = torch.arange(len(images))[share.processes.rank :: share.processes.size]
+    wanted = mine.split(share.part_size) if len(mine) else ()
+    tally = Tally()
+    with unchanged_buffers(network), closing(images.read(wanted)) as batches:
+        for pixels, labels in batches:
+            logits = network(pixels)
+            loss = training_loss(network, logits, labels, options)
+            tally += Tally.of(loss, logits, labels)
+    return tally.over(share.processes)
 
 
 class Certify(Protocol):
@@ -29,7 +57,7 @@ class Certify(Protocol):
 def certified_columns(
     certify: Certify | None,
     network: LipConvNet,
-    images: LabelledImages,
+    images: Images,
     epoch: int,
     options: TrainingOptions,
 ) -> dict[str, float]:
@@ -47,6 +75,6 @@ def certified_columns(
     if certify is None or not is_due or not len(images):
         return dict.fromkeys(CERTIFIED_COLUMNS, math.nan)
     count = min(MOST_IMAGES, len(images))
-    chosen = images.select(torch.arange(count) * len(images) // count)
+    chosen = images.select(torch.arange(count) * len(images) // count).loaded()
     shares = certify(network, chosen, tuple(CERTIFIED_COLUMNS.values()))
     return dict(zip(CERTIFIED_COLUMNS, shares, strict=True))

@@ -15,9 +15,10 @@ from lipdeploy.cli.evaluate import evaluate
 from lipdeploy.cli.export import export
 from lipdeploy.cli.inspect import inspect
 from lipdeploy.cli.predict import predict
-from lipdeploy.cli.train import INTERRUPTED, train
+from lipdeploy.cli.train import train
+from lipdeploy.cli.training_task import INTERRUPTED
 from lipdeploy.cli.verify import verify
-from lipdeploy.errors import LipdeployError
+from lipdeploy.errors import LipdeployError, ToldElsewhereError
 from lipdeploy.report.console import Verbosity, print_error, print_line, set_verbosity
 
 # Typer carries its own copy of click or uses an installed one; either way this is the base of what
@@ -110,7 +111,8 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         print_error("interrupted")
         return INTERRUPTED
-    print_error(_message(error))
+    if not isinstance(error, ToldElsewhereError):
+        print_error(_message(error))
     if isinstance(error, LipdeployError):
         return error.exit_status
     return 2 if isinstance(error, _WrongUsage) else 1

@@ -57,11 +57,20 @@ Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with the run in --out, with its options; only --lr and --precision can change.",
+        help="Go on with the run in --out, with its options; only --lr, --precision and "
+        "--accumulate can change.",
     ),
 ]
 Data = Annotated[Path, typer.Option(help="Where cifar10 and cifar100 are, or are downloaded to.")]
 Workers = Annotated[int, typer.Option(help="Decoding processes; 0 for one a core.")]
+Stream = Annotated[
+    bool,
+    typer.Option(
+        "--stream",
+        help="Decode the images of a folder whenever they are needed, instead of holding them; so "
+        "it is anyway where they would take more than half of the free memory.",
+    ),
+]
 ImageSize = Annotated[
     int | None,
     typer.Option(
@@ -118,6 +127,14 @@ BatchSize = Annotated[
     int | None,
     typer.Option(
         help="Images a step; by default 256, fewer for small sets.", rich_help_panel=TRAINING
+    ),
+]
+Accumulate = Annotated[
+    int,
+    typer.Option(
+        help="Compute each step in this many parts, one after the other: the same step in less "
+        "memory.",
+        rich_help_panel=TRAINING,
     ),
 ]
 LearningRate = Annotated[

@@ -13,9 +13,11 @@ WATCHING = "Watching and choosing"
 def _list_recipes(value: bool) -> None:
     if value:
         from lipdeploy.report.planning import write_recipes
+        from lipdeploy.training.distributed import started
         from lipdeploy.training.recipe import load_recipe, recipe_names
 
-        write_recipes([load_recipe(name) for name in recipe_names()])
+        if started().is_main:
+            write_recipes([load_recipe(name) for name in recipe_names()])
         raise typer.Exit
 
 
