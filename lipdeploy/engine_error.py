@@ -28,7 +28,14 @@ from lipdeploy.arithmetic import FLOAT64, Arithmetic
 from lipdeploy.bounds import frobenius_upper, row_norms_upper, up
 from lipdeploy.directed import MARGIN, AffineBound
 from lipdeploy.errors import BoundError
-from lipdeploy.frozen import Colour, FrozenNetwork, Linear, ProjectionPooling
+from lipdeploy.frozen import (
+    EXACT,
+    Colour,
+    FrozenNetwork,
+    Linear,
+    Operation,
+    ProjectionPooling,
+)
 from lipdeploy.rounding import Rounding
 
 Array = NDArray[np.float64]
@@ -152,6 +159,7 @@ class ErrorAnalysis:
                 lost = rounding.distance_of_pairs(size, float(values(reached)[0]))
                 error = error.plus(values.times(lost.slope)).plus(AffineBound(lost.constant, 0.0))
             if not isinstance(operation, Linear):
+                check_known(operation)
                 continue
             norm_before, norm_after = next(norms)
             step = operation.operator.step(rounding)
@@ -177,6 +185,12 @@ class ErrorAnalysis:
         if not np.all(np.isfinite(numbers)):
             raise BoundError(f"the error bounds overflow in {arithmetic.name}")
         return EngineErrors(error, logits, slopes)
+
+
+def check_known(operation: Operation) -> None:
+    """Raise BoundError for an operation whose rounding nobody has counted."""
+    if not isinstance(operation, (*EXACT, ProjectionPooling)):
+        raise BoundError(f"{type(operation).__name__} has no bound of its rounding")
 
 
 def distances_upper(pixels: Array, centre: Colour) -> Array:

@@ -178,6 +178,10 @@ class SpaceToDepth:
 
 Operation = Shift | Linear | MaxMin | ChannelMax | ProjectionPooling | SpaceToDepth
 
+EXACT = (Shift, MaxMin, ChannelMax, SpaceToDepth)
+"""Operations that round nothing (a shift once, which is counted at the input), keep distances or
+make them smaller, and do not raise norms. Whoever bounds rounding must know all others by name."""
+
 
 def _check_even(shape: Grid) -> None:
     if shape[1] % 2:

@@ -300,7 +300,7 @@ class Rounding:
         arithmetic = self.arithmetic
         if arithmetic.storage_roundoff > 0:
             raise BoundError(f"projection pooling is not bounded in {arithmetic.name}")
-        if not 2 * largest**2 * MARGIN < arithmetic.largest:
+        if not largest * MARGIN < math.sqrt(arithmetic.largest / 2):
             raise BoundError(f"numbers of this network can overflow in {arithmetic.name}")
         lost = 2 * math.sqrt(3 * arithmetic.smallest_normal)
         return AffineBound(lost * math.sqrt(size) * MARGIN, 6 * arithmetic.unit_roundoff * MARGIN)

@@ -21,10 +21,16 @@ from lipdeploy.arithmetic import PRECISIONS
 from lipdeploy.artifact import REFERENCE, Manifest, engine_roundings
 from lipdeploy.bounds import frobenius_upper, gamma, residual_norms_upper, up
 from lipdeploy.directed import MARGIN, AffineBound
-from lipdeploy.engine_error import LARGEST_PIXEL, EngineErrors, ErrorAnalysis, reach
+from lipdeploy.engine_error import (
+    LARGEST_PIXEL,
+    EngineErrors,
+    ErrorAnalysis,
+    check_known,
+    reach,
+)
 from lipdeploy.errors import LipdeployError, ModelError
 from lipdeploy.fourier import RealFourier, symbol_factors
-from lipdeploy.frozen import FrozenNetwork, Linear
+from lipdeploy.frozen import FrozenNetwork, Linear, ProjectionPooling
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import PAIRWISE_CLASSES, MlpHead
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix, exact
@@ -267,20 +273,28 @@ def exact_errors(network: FrozenNetwork, rounding: Rounding) -> EngineErrors:
     analysis = ErrorAnalysis(network)
     analysis.errors(rounding)  # refuses what can overflow
     u, storage = Fraction(rounding.entry_roundoff), Fraction(rounding.arithmetic.storage_roundoff)
-    constant = storage * LARGEST_PIXEL * 2 * network.image_size
-    slope, lipschitz = storage + u, Fraction(1)
-    layers = [layer for layer in network.operations if isinstance(layer, Linear)]
-    for layer, (before, after) in zip(layers, analysis.norms_at_centre, strict=True):
-        operator = layer.operator
-        step = operator.step(rounding)
-        norm, a = Fraction(step.norm_upper), Fraction(step.rounding_upper)
-        size = operator.grid**2 * operator.out_channels
-        flushed = Fraction(step.underflow) + Fraction(rounding.flushed(size))
-        constant = (norm + a) * constant + a * Fraction(before) + flushed
-        slope = (norm + a) * slope + a * lipschitz
-        lipschitz *= norm
-        constant += u * (Fraction(after) + constant)
-        slope += u * (lipschitz + slope)
+    after, lipschitz = Fraction(LARGEST_PIXEL * 2 * network.image_size), Fraction(1)
+    constant, slope = storage * after, storage + u
+    norms, shape = iter(analysis.norms_at_centre), (network.image_size, 3)
+    for operation in network.operations:
+        shape = operation.shape_after(shape)
+        size = shape[0] ** 2 * shape[1]
+        if isinstance(operation, ProjectionPooling):
+            lost = rounding.distance_of_pairs(size, 0.0)
+            constant += Fraction(lost.slope) * (after + constant) + Fraction(lost.constant)
+            slope += Fraction(lost.slope) * (lipschitz + slope)
+        elif isinstance(operation, Linear):
+            step = operation.operator.step(rounding)
+            norm, a = Fraction(step.norm_upper), Fraction(step.rounding_upper)
+            flushed = Fraction(step.underflow) + Fraction(rounding.flushed(size))
+            before, after = map(Fraction, next(norms))
+            constant = (norm + a) * constant + a * before + flushed
+            slope = (norm + a) * slope + a * lipschitz
+            lipschitz *= norm
+            constant += u * (after + constant)
+            slope += u * (lipschitz + slope)
+        else:
+            check_known(operation)
     features = AffineBound(_up(constant), _up(slope))
     feature_norm = analysis.feature_norm.plus(features)
     head = network.head

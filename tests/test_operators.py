@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lipdeploy.arithmetic import FLOAT64
+from lipdeploy.arithmetic import FLOAT32, FLOAT64
 from lipdeploy.errors import FreezeError, ShapeError
 from lipdeploy.exporters import forms
 from lipdeploy.exporters.plan import Choice, LayerShape
@@ -266,3 +266,39 @@ def test_pointwise_is_the_same_matrix_everywhere() -> None:
     operator = PointwiseMatrix(3, np.arange(6.0).reshape(2, 3))
     x = np.random.default_rng(0).normal(size=(3, 3, 2, 2))
     np.testing.assert_allclose(operator.mv(x)[1, 2, 0], x[1, 2, 0] @ operator.matrix)
+
+
+def series_error(operator: TaylorConv, u: float) -> float:
+    """The recursion in the docstring of `TaylorConv.step`, again, for sums in any order."""
+    taps = np.abs(operator.taps.astype(float))
+    many = sum(float(np.linalg.norm(tap, 2)) for tap in taps)
+    norm, count = operator.skew_norm_upper, operator.channels + len(taps) + 4
+    relative = count * u / (1 - count * u)
+    size, error = 1.0, 0.0
+    for k in range(operator.degree, 0, -1):
+        error = norm * error / k + relative * (1 + many * (size + error) / k)
+        size = 1 + norm * size / k
+    return error + 2 * u * (size + error)
+
+
+@pytest.mark.parametrize("degree", [1, 2, 8])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_series_error_is_that_of_its_recursion_and_not_below_any_first_step(
+    channels: int, degree: int
+) -> None:
+    operator = TaylorConv(3, channels, channels, taps(channels), degree).stored_as("float32")
+    step, u = operator.step(Rounding(FLOAT32)), 2.0**-24
+    assert step.rounding_upper == pytest.approx(series_error(operator, u), rel=1e-4)
+    many = sum(float(np.linalg.norm(np.abs(tap), 2)) for tap in operator.taps)
+    # The last step alone: a product, a sum, and rounding of x + A v.
+    assert step.rounding_upper >= u * (1 + many)
+    assert step.underflow > 0
+
+
+def test_zero_padding_on_wide_networks_is_bounded() -> None:
+    """Errors that are there go through A, not through |A|: the series amplifies by exp(||A||)."""
+    kernel = 0.3 * taps(48)
+    operator = TaylorConv(6, 48, 48, kernel, degree=16).stored_as("float32")
+    many = sum(float(np.linalg.norm(np.abs(tap), 2)) for tap in operator.taps)
+    assert many > 6 * operator.skew_norm_upper
+    assert operator.step(Rounding(FLOAT32)).rounding_upper < 2.0**-24 * np.exp(many) / 1e6

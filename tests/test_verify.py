@@ -14,8 +14,8 @@ from soundness.mutations import _truncated_outputs
 
 from lipdeploy.arithmetic import FLOAT32, FLOAT64, TF32
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
-from lipdeploy.directed import CLAIM
-from lipdeploy.errors import EngineError
+from lipdeploy.directed import CLAIM, AffineBound
+from lipdeploy.errors import BoundError, EngineError
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, stored_weights
 from lipdeploy.exporters.verify import verify
@@ -285,13 +285,31 @@ def test_the_command_says_why_and_fails(
     assert failed == ["Lipschitz bound", "graph"]
 
 
-def test_errors_in_exact_fractions_agree_with_those_in_float64() -> None:
+@pytest.mark.parametrize("pooling", ["max", "projection"])
+def test_errors_in_exact_fractions_agree_with_those_in_float64(pooling: str) -> None:
     from lipdeploy.engine_error import ErrorAnalysis
 
-    network = freeze(make_network(head="mlp")).stored_as("float16")
+    network = freeze(make_network(head="mlp", pooling=pooling)).stored_as("float16")
     for rounding in (Rounding.of_graph(FLOAT32, "blocked"), Rounding(TF32)):
         exact = exact_errors(network, rounding)
         found = ErrorAnalysis(network).errors(rounding)
         for a, b in ((exact.features, found.features), (exact.logits, found.logits)):
             assert 0 <= b.slope / a.slope - 1 < 1e-9
             assert 0 <= b.constant / a.constant - 1 < 1e-9
+
+
+def test_errors_that_leave_out_an_operation_are_not_proven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Claims of who does not count the rounding of projection pooling."""
+    lost = AffineBound(0.0, 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Rounding, "distance_of_pairs", lambda *_: lost)
+        path = write(tmp_path / "model.onnx", pooling="projection")
+    failed = [check.name for check in verify(path) if check.passed is False]
+    assert any(name.startswith("rounding errors, float32") for name in failed)
+
+
+def test_numbers_that_cannot_be_squared_are_a_verdict_and_no_crash() -> None:
+    with pytest.raises(BoundError, match="overflow"):
+        Rounding(FLOAT32).distance_of_pairs(4, 1e200)
