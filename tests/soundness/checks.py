@@ -245,6 +245,17 @@ def sums_err_as_much_as_their_bound_allows() -> None:
     assert 0.5 <= worst_cases.float64_error_ratio(64) <= 1
 
 
+def pooling_errs_no_more_than_its_bound_allows() -> None:
+    network, pixels = worst_cases.vanishing_squares()
+    engine = engine_of(network, "blocked")
+    features, _ = OnnxRuntime(engine.prepared, "cpu").run(pixels)
+    exact = network.features(pixels.astype(np.float64))
+    error = float(np.linalg.norm(features - exact))
+    distances = distances_upper(pixels.astype(np.float64), network.centre)
+    assert error > 0.004, "the case has lost its error"
+    assert error <= engine.manifest.engine_errors.features(distances)[0]
+
+
 def no_swing_flips_a_certified_program() -> None:
     """Two neighbours at which the engine errs in opposite directions, one of them certified."""
     for accumulation in ACCUMULATIONS:
@@ -409,6 +420,7 @@ CHECKS: tuple[Check, ...] = (
     a_radius_in_the_file_moves_the_input_by_no_more,
     what_runs_is_what_was_certified,
     sums_err_as_much_as_their_bound_allows,
+    pooling_errs_no_more_than_its_bound_allows,
     no_swing_flips_a_certified_program,
     an_engine_that_errs_loses_its_network_radius,
     errors_stay_below_their_bounds,

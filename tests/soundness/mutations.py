@@ -295,6 +295,10 @@ MUTATIONS: tuple[Mutation, ...] = (
         "resize error dropped",
         ((certificate, "file_radius", lambda r, e, n: certificate.scale_radius(r, n)),),
     ),
+    Mutation(
+        "pooling not counted",
+        ((rounding.Rounding, "distance_of_pairs", lambda *_: NOTHING),),
+    ),
     Mutation("Lipschitz bound halved", ((frozen, "product_upper", _half(frozen.product_upper)),)),
 )
 

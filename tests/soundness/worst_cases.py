@@ -15,7 +15,14 @@ from lipdeploy.arithmetic import ARITHMETICS, FLOAT64
 from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
-from lipdeploy.frozen import FrozenNetwork, Linear, Operation, Shift, SpaceToDepth
+from lipdeploy.frozen import (
+    FrozenNetwork,
+    Linear,
+    Operation,
+    ProjectionPooling,
+    Shift,
+    SpaceToDepth,
+)
 from lipdeploy.heads import LinearHead
 from lipdeploy.operators import DenseMatrix, PointwiseMatrix
 from lipdeploy.rounding import LONGEST_SUMS, Accumulation, Rounding
@@ -165,6 +172,26 @@ def engine_error_ratio(swing: Swing) -> float:
         squared = sum((Fraction(a) - b) ** 2 for a, b in zip(row, exact, strict=True))
         ratios.append(float(squared) ** 0.5 / bound)
     return max(ratios)
+
+
+def vanishing_squares() -> tuple[FrozenNetwork, np.ndarray]:
+    """A network whose pooling squares numbers to 0, scaled up again, and an image on which it does.
+
+    The error is as large as what came in, 0.005, where products alone would err by 1e-16.
+    """
+    tiny = np.float32(3e-21)
+    first, back = np.zeros((3, 4), np.float32), np.eye(2, dtype=np.float32) / tiny
+    first[0, 2] = first[1, 3] = tiny
+    operations = (
+        Shift((128, 128, 128)),
+        Linear(PointwiseMatrix(1, first), np.zeros(4, np.float32)),
+        ProjectionPooling(),
+        Linear(PointwiseMatrix(1, back), np.zeros(2, np.float32)),
+    )
+    head = LinearHead(np.array([[-0.5, 0], [0.5, 0]], np.float32), np.zeros(2, np.float32))
+    pixels = np.full((1, 3, 1, 1), 128.0, np.float32)
+    pixels[0, 0] += np.float32(0.005)
+    return FrozenNetwork(1, operations, head), pixels
 
 
 def program_fails(swing: Swing) -> bool:
