@@ -1,9 +1,9 @@
 """What an evaluation has found so far, on disk, so that it can be killed and gone on with.
 
-A file of JSON lines: what is evaluated, then a line an image, with a hash of its number and content.
-Whoever goes on does so at the end of a batch, because the order in which an engine adds may depend
-on how many images it gets at a time; so the final numbers are those of an undisturbed run. The
-first line that is not what was written ends what is known.
+A file of JSON lines: what is evaluated, then a line an image, with a hash of its content. Whoever
+goes on does so at the end of a batch, because the order in which an engine adds may depend on how
+many images it gets at a time; so the final numbers are those of an undisturbed run. The first line
+that is not what was written ends what is known.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from lipdeploy.versions import installed_version
 FORMAT = "lipdeploy-evaluation 2"
 
 PACKAGES = ("lipdeploy", "numpy", "pillow")
-"""What decodes, resizes and certifies; the version of what runs the engine is in its description."""
+"""What decodes, resizes and certifies; `engine` of an identity has the version of the runtime."""
 
 HASH_DIGITS = 16
 """Of each line, in hexadecimal: against bad bits and editors, not against whoever means it."""
@@ -114,7 +114,7 @@ def _record(outcome: Outcome) -> dict[str, Any]:
 
 
 def _outcome_in(line: bytes, number: int, identity: Identity) -> Outcome | None:
-    """The outcome in a line, the `number`th after the first; None if it is not as it was written."""
+    """The outcome in a line, the `number`th after the first; None if it is not as written."""
     found = _parsed(line) or {}
     record = found.get("outcome")
     if not isinstance(record, dict) or found.get("sha256") != _digest(number, record):
