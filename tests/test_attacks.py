@@ -25,6 +25,7 @@ from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.attacks.searches import margins, minimal_norm, within_ball
 from lipdeploy.cli.attack import check_pair_command
 from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.exporters import export
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.verify import verify
@@ -341,23 +342,32 @@ def test_a_layer_scaled_by_3_after_certification_is_caught_by_attacks(
     assert (status, "contradict the guarantee" in errors) == (1, True)
 
 
-def test_the_command_for_a_trained_model_exports_it_first(source: Path) -> None:
+def test_the_command_for_a_trained_model_exports_it_first(
+    trained: FrozenNetwork,
+    data: Path,
+    tmp_path: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Freezing is made unsound here: that of a trained model would be honest."""
+    monkeypatch.chdir(tmp_path)
+    planted = write_engine(scaled(trained, 1, 3.0), trained, tmp_path / "planted.onnx")
+    engine = replace(read_onnx(planted), name="my model.pt, frozen")
+    monkeypatch.setattr(export, "build_engine", lambda *_: engine)
+    (tmp_path / "my model.pt").touch()
+    errors = run_cli("evaluate", "my model.pt", data, "--attack", "--attack-images", "12")[2]
+    (told, *_) = (line for line in errors.splitlines() if "SOUNDNESS FAILURE" in line)
+    first, second = told.partition("type: ")[2].split(" && ")
+    assert shlex.split(first) == ["lipdeploy", "export", "my model.pt", "--output", "my model.onnx"]
+    assert shlex.split(second)[4:8] == ["--model", "my model.onnx", "--guarantee", "program"]
+
+
+def test_tight_certificates_are_compared_tightly() -> None:
     settings = {"runtime": "auto", "device": "auto", "tight": True}
-    model, pair = source / "samples" / "model.pt", (Path("my pictures/a.npy"), Path("b.npy"))
-    command = check_pair_command(str(model), "network", settings, *pair)
-    first, second = (shlex.split(part) for part in command.split(" && "))
-    engine = str(model.with_suffix(".onnx"))
-    assert first == ["lipdeploy", "export", str(model), "--output", engine]
-    assert second[:6] == [
-        "lipdeploy",
-        "check-pair",
-        "my pictures/a.npy",
-        "b.npy",
-        "--model",
-        engine,
-    ]
-    assert second[6:8] == ["--guarantee", "network"]
-    assert second[-1] == "--tight"
+    pair = Path("my pictures/a.npy"), Path("b.npy")
+    command = shlex.split(check_pair_command(Path("a.onnx"), "network", settings, *pair))
+    assert command[:4] == ["lipdeploy", "check-pair", *map(str, pair)]
+    assert command[-1] == "--tight"
 
 
 def test_attacks_do_not_see_a_layer_scaled_by_1_2(

@@ -84,6 +84,7 @@ def attack_request(
 
 
 def run_attack(
+    model: Path,
     predictor: "Predictor",
     images: "LabelledSources[Any]",
     radii: Sequence[Fraction],
@@ -93,6 +94,7 @@ def run_attack(
     """Attack, say what broke, write what was asked for; gives the summary.
 
     Args:
+        model: the file that was given: an engine, or a trained model.
         predictor: whose answers are attacked.
         images: labels in the order of its classes.
         radii: those asked for, l2 in [0, 1] pixels.
@@ -109,7 +111,7 @@ def run_attack(
     sandwich, gallery = Sandwich(), Gallery(request.shown)
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
-    again = partial(check_pair_command, predictor.model, predictor.guarantee, settings)
+    again = partial(check_pair_command, model, predictor.guarantee, settings)
     start = time.perf_counter()
     for item in report.watched_attack(attacked(attacker, predictor, images), len(images)):
         sandwich.add(item)
@@ -139,7 +141,7 @@ def _tried(options: "AttackOptions") -> dict[str, Any]:
 
 
 def check_pair_command(
-    model: str, guarantee: str, settings: dict[str, Any], first: Path, second: Path
+    model: Path, guarantee: str, settings: dict[str, Any], first: Path, second: Path
 ) -> str:
     """What to type to compare a pair again as it was evaluated.
 
@@ -151,10 +153,10 @@ def check_pair_command(
         second: file of the other one.
     """
     engine, start = model, ""
-    if holds_tensors(Path(model)):
-        engine = str(Path(model).with_suffix(".onnx"))
-        start = shlex.join(["lipdeploy", "export", model, "--output", engine]) + " && "
-    arguments = [str(first), str(second), "--model", engine, "--guarantee", guarantee]
+    if holds_tensors(model):
+        engine = model.with_suffix(".onnx")
+        start = shlex.join(["lipdeploy", "export", str(model), "--output", str(engine)]) + " && "
+    arguments = [str(first), str(second), "--model", str(engine), "--guarantee", guarantee]
     arguments += ["--runtime", settings["runtime"], "--device", settings["device"]]
     arguments += ["--tight"] if settings["tight"] else []
     return start + shlex.join(["lipdeploy", "check-pair", *arguments])
