@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lipdeploy.attack_plots import FACTORS, magnification
 from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.report.attack import sandwich_summary, write_sandwich
+from lipdeploy.report.console import Verbosity, set_verbosity
 from lipdeploy.sandwich import Adversarial, Attacked, Gallery, Sandwich
 
 PIXELS = np.zeros((3, 4, 4), dtype=np.float32)
@@ -65,6 +66,7 @@ def test_only_under_program_the_table_puts_the_truth_between(
 ) -> None:
     sandwich = Sandwich()
     sandwich.add(attacked(36.0, 50.0 if is_between else 20.0))
+    set_verbosity(Verbosity.NORMAL)
     settings = {"attacks": ["x"], "seed": 0}
     radii = [Fraction(30, 255)]
     write_sandwich(sandwich_summary(sandwich, radii, guarantee, settings, [], 1.0))
