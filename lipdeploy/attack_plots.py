@@ -35,7 +35,9 @@ def write_sandwich_curve(
     axes = figure.add_subplot()
     steps, certified, unbroken = sandwich.curves()
     low, high = ([100 * share for share in shares] for shares in (certified, unbroken))
-    axes.fill_between(steps, low, high, step="post", color="grey", alpha=0.2, label="undecided")
+    # Where the engine may flip in the ball, there can be fewer unbroken images than certified ones.
+    top = np.maximum(low, high)
+    axes.fill_between(steps, low, top, step="post", color="grey", alpha=0.2, label="undecided")
     axes.step(steps, high, where="post", color=UNBROKEN, label="right, not broken by any attack")
     axes.step(steps, low, where="post", color=CERTIFIED, label="right and certified")
     for radius in radii:

@@ -16,6 +16,15 @@ def lower(value: Number, digits: int) -> str:
     return _decimal(math.floor(Fraction(value) * 10**digits), digits)
 
 
+def exact_share(value: float, total: int) -> Fraction:
+    """A share of `total` that was rounded to a float, as the exact one; else the float itself.
+
+    29 of 100 as a float is a little less than 0.29, and would be 28.99 % rounded down.
+    """
+    count = round(value * total)
+    return Fraction(count, total) if total and value == count / total else Fraction(value)
+
+
 def _decimal(scaled: int, digits: int) -> str:
     return f"{scaled // 10**digits}.{scaled % 10**digits:0{digits}d}"
 

@@ -1,15 +1,18 @@
 """What an evaluation has found so far, on disk, so that it can be killed and gone on with.
 
-A file of JSON lines: what is evaluated, then a line an image. Whoever goes on does so at the end of
-a batch, because the order in which an engine adds may depend on how many images it gets at a time;
-so the final numbers are those of an undisturbed run.
+A file of JSON lines: what is evaluated, then a line an image, with a hash of its content. Whoever
+goes on does so at the end of a batch, because the order in which an engine adds may depend on how
+many images it gets at a time; so the final numbers are those of an undisturbed run. The first line
+that is not what was written ends what is known.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,8 +21,15 @@ from lipdeploy.evaluation import Outcome
 from lipdeploy.files import not_writable, writing
 from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.predictor import Predictor
+from lipdeploy.versions import installed_version
 
-FORMAT = "lipdeploy-evaluation 1"
+FORMAT = "lipdeploy-evaluation 2"
+
+PACKAGES = ("lipdeploy", "numpy", "pillow")
+"""What decodes, resizes and certifies; `engine` of an identity has the version of the runtime."""
+
+HASH_DIGITS = 16
+"""Of each line, in hexadecimal: against bad bits and editors, not against whoever means it."""
 
 COMMON = ("guarantee", "assumptions")
 """What all certificates of an evaluation share; it stands in the first line only."""
@@ -41,6 +51,7 @@ def identity_of(predictor: Predictor, data_sha256: str, images: int, *, tight: b
         "assumptions": list(predictor.assumptions),
         "tight": tight,
         "batch": predictor.batch_size,
+        **{f"version of {name}": installed_version(name) for name in PACKAGES},
     }
 
 
@@ -63,11 +74,20 @@ class Journal:
     _written: int = 0
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Those that were in the file, one at a time."""
+        """Those that were in the file, one at a time.
+
+        Raises:
+            OutputError: if somebody else has changed the file since it was opened.
+        """
         with self.path.open("rb") as stream:
-            next(stream)
-            for _ in range(self.kept):
-                yield self._outcome(json.loads(next(stream)))
+            for number, line in enumerate(islice(stream, 1, self.kept + 1), start=1):
+                outcome = _outcome_in(line, number, self.identity)
+                if outcome is None:
+                    raise OutputError(
+                        f"{self.path}: line {number + 1} was changed while it was read, expected "
+                        "no other program to write there; type the same command again"
+                    )
+                yield outcome
 
     def keep(self, outcome: Outcome) -> Outcome:
         """The outcome itself, appended to the file; the system gets whole batches.
@@ -76,23 +96,13 @@ class Journal:
             OutputError: if it cannot be written.
         """
         self._written += 1
+        record = _record(outcome)
+        digest = _digest(self.kept + self._written, record)
         with writing(self.path):
-            self._stream.write(_line(_record(outcome)))
+            self._stream.write(_line({"outcome": record, "sha256": digest}))
             if self._written % self.batch == 0:
                 self._stream.flush()
         return outcome
-
-    def _outcome(self, record: dict[str, Any]) -> Outcome:
-        true_class = record.pop("class")
-        if "error" in record:
-            return Outcome(true_class, Failure(**record))
-        certificate = record.pop("certificate")
-        if certificate is not None:
-            common = {name: self.identity[name] for name in COMMON}
-            common["assumptions"] = tuple(common["assumptions"])
-            certificate = Certificate(**certificate, **common)
-        logits = tuple(record.pop("logits"))
-        return Outcome(true_class, Prediction(**record, logits=logits, certificate=certificate))
 
 
 def _record(outcome: Outcome) -> dict[str, Any]:
@@ -101,6 +111,38 @@ def _record(outcome: Outcome) -> dict[str, Any]:
         for name in COMMON:
             del certificate[name]
     return record
+
+
+def _outcome_in(line: bytes, number: int, identity: Identity) -> Outcome | None:
+    """The outcome in a line, the `number`th after the first; None if it is not as written."""
+    found = _parsed(line) or {}
+    record = found.get("outcome")
+    if not isinstance(record, dict) or found.get("sha256") != _digest(number, record):
+        return None
+    try:
+        return _outcome(record, identity)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _outcome(record: dict[str, Any], identity: Identity) -> Outcome:
+    """Undo `_record`; raises KeyError, TypeError or ValueError for what it has not made."""
+    true_class = record.pop("class")
+    if "error" in record:
+        return Outcome(true_class, Failure(**record))
+    certificate = record.pop("certificate")
+    if certificate is not None:
+        common = {name: identity[name] for name in COMMON}
+        common["assumptions"] = tuple(common["assumptions"])
+        certificate = Certificate(**certificate, **common)
+    logits = tuple(record.pop("logits"))
+    return Outcome(true_class, Prediction(**record, logits=logits, certificate=certificate))
+
+
+def _digest(number: int, record: dict[str, Any]) -> str:
+    """Short hash of a record and of its place, so that lost and swapped lines are found, too."""
+    text = f"{number} {json.dumps(record)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:HASH_DIGITS]
 
 
 def _line(value: dict[str, Any]) -> bytes:
@@ -147,8 +189,8 @@ def _whole_batches(path: Path, identity: Identity) -> tuple[int, int]:
             return 0, 0
         _check_same(path, _parsed(first) or {}, identity)
         kept, length, position = 0, len(first), len(first)
-        for count, line in enumerate(stream, start=1):
-            if _parsed(line) is None:
+        for count, line in enumerate(islice(stream, identity["images"]), start=1):
+            if _outcome_in(line, count, identity) is None:
                 break
             position += len(line)
             if count % identity["batch"] == 0 or count == identity["images"]:
@@ -160,7 +202,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     """The object in a line; None for what is not whole."""
     try:
         value = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 

@@ -4,6 +4,10 @@ For each radius r the share of images that keep the right class under every chan
 between two numbers: right answers *certified* beyond r, and right answers for which no attack found
 another class within r. Where they meet, both are known to be exact; a certified image that an
 attack breaks shows that the certificate is false.
+
+That holds of the statement *program*. *network* and *no-certified-flip* allow the engine another
+class inside of the ball, with the radius 0 (see `lipdeploy.certificate`): under them the accuracy
+under attack can be below the certified one, and a ratio below 1, and nothing is wrong.
 """
 
 from array import array
@@ -121,6 +125,12 @@ class Sandwich:
         largest_below = float_lower(255 * radius)
         return sum(value > largest_below for value in self._distances)
 
+    def undecided(self, radius: Fraction) -> int:
+        """Right answers neither certified beyond `radius` nor given another class within it."""
+        limit = float_lower(255 * radius)
+        pairs = zip(self._radii, self._distances, strict=True)
+        return sum(radius_255 <= limit < distance for radius_255, distance in pairs)
+
     @property
     def compared(self) -> int:
         """Right answers with a certificate and a perturbation, which have a ratio."""
@@ -133,7 +143,7 @@ class Sandwich:
 
     @property
     def smallest_ratio(self) -> float | None:
-        """Of the certificate that is nearest to being exact; below 1 it would be false."""
+        """Of the certificate nearest to being exact; one of *program* is false below 1."""
         return min(self._ratios, default=None)
 
     def curves(self) -> tuple[list[float], list[float], list[float]]:

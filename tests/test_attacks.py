@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,10 @@ from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
 from lipdeploy.attacks.auto_attack import auto_attack
 from lipdeploy.attacks.gradients import differentiable
+from lipdeploy.attacks.searches import margins, minimal_norm, within_ball
+from lipdeploy.cli.attack import check_pair_command
 from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.exporters import export
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.verify import verify
@@ -190,6 +194,48 @@ def test_gradients_are_those_of_the_frozen_network(head: str, precision: str) ->
     assert np.allclose(slopes, 255 * (ends[0] - ends[1])[:, 0] / (2 * step), rtol=1e-3, atol=1e-3)
 
 
+def test_a_distance_of_zero_in_the_network_does_not_blind_the_attack() -> None:
+    """Without biases the middle of the pixel range is 0 everywhere, and so are all distances."""
+    trained = make_network(0, SIDE, bias_scale=0, pooling="projection")
+    with torch.no_grad():
+        trained.head.linear.bias[0] = 0.05
+    network = freeze(trained.double()).stored_as("float32")
+    manifest = make_manifest(
+        network, CLASSES, {}, {}, {}, Rounding.of_graph(ARITHMETICS["float32"], "blocked")
+    )
+    model, _ = differentiable(network, manifest, "cpu")
+    mean = trained.mean.detach().float().reshape(1, 3, 1, 1) / 255
+    images = mean.expand(2, 3, SIDE, SIDE).clone()
+    images[1, :, :, SIDE // 2 :] += 0.1
+    images.requires_grad_(True)
+    (slopes,) = torch.autograd.grad(margins(model(images), torch.tensor([0, 0])).sum(), images)
+    assert torch.isfinite(slopes).all()
+    assert slopes[1].abs().max() > 0
+
+
+def linear(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Two classes; the second one where the weighted sum of the pixels' changes is above 1."""
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        lead = (x.flatten(1) - 0.5) @ weight
+        return torch.stack([torch.ones_like(lead), lead], dim=1)
+
+    return model
+
+
+def test_where_the_last_step_leads_is_tried() -> None:
+    """One gradient of a linear network leads straight over the border."""
+    weight = torch.randn(3 * SIDE * SIDE, generator=torch.Generator().manual_seed(0))
+    model, images = linear(weight), torch.full((1, 3, SIDE, SIDE), 0.5)
+    labels, distance = torch.tensor([0]), 1 / float(weight.norm())
+    nearest = minimal_norm(model, images, labels, steps=1)
+    assert distance < float((nearest - images).norm()) < 1.03 * distance
+    assert model(nearest).argmax() == 1
+    radii = torch.tensor([1.1 * distance])
+    worst = within_ball(model, images, labels, radii, steps=1, restarts=1, seed=0)
+    assert model(worst).argmax() == 1
+
+
 @pytest.mark.parametrize("classes", [3, 6])
 def test_autoattack_finds_what_lies_inside_and_nothing_outside(classes: int) -> None:
     generator = torch.Generator().manual_seed(classes)
@@ -221,7 +267,7 @@ def test_autoattack_finds_what_lies_inside_and_nothing_outside(classes: int) -> 
 
 def test_autoattack_is_run_where_it_is_asked_for(trained: FrozenNetwork) -> None:
     images, radius = pictures(4, SIDE, 0), Fraction(200, 255)
-    options = AttackOptions((radius,), minimal_steps=1, ball_steps=1, auto_attack=True)
+    options = AttackOptions((radius,), minimal_steps=0, ball_steps=0, auto_attack=True)
     with Predictor(engine_of(trained, "blocked")) as predictor:
         items = labelled(predictor, images)
         found = list(attacked(Attacker(predictor, options, "cpu"), predictor, items))
@@ -271,10 +317,9 @@ def test_a_layer_scaled_by_3_after_certification_is_caught_by_attacks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    planted = write_engine(scaled(trained, 1, 3.0), trained, tmp_path / "planted.onnx")
-    status, out, errors = run_cli(
-        "evaluate", planted, data, "--attack", "--json", "--guarantee", guarantee
-    )
+    planted = write_engine(scaled(trained, 1, 3.0), trained, tmp_path / "my planted.onnx")
+    given = ("--guarantee", guarantee, "--runtime", "onnxruntime", "--device", "cpu")
+    status, out, errors = run_cli("evaluate", planted, data, "--attack", "--json", *given)
     summary = json.loads(out)["attack"]
     assert status == 1
     assert summary["broken_certificates"] == len(summary["pairs"]) > 0
@@ -283,16 +328,46 @@ def test_a_layer_scaled_by_3_after_certification_is_caught_by_attacks(
     pair = summary["pairs"][0]
     assert pair["distance_255"] < pair["radius_255"]
     assert Path(pair["original"]).with_suffix(".png").is_file()
-    status, out, errors = run_cli(
-        "check-pair",
-        pair["original"],
-        pair["adversarial"],
-        "--model",
-        planted,
-        "--guarantee",
-        guarantee,
-    )
+    (told, *_) = (line for line in errors.splitlines() if "SOUNDNESS FAILURE" in line)
+    command = shlex.split(told.partition("type: ")[2])
+    assert command[:4] == ["lipdeploy", "check-pair", pair["original"], pair["adversarial"]]
+    options = dict(zip(command[4::2], command[5::2], strict=True))
+    assert options == {
+        "--model": str(planted),
+        "--guarantee": guarantee,
+        "--runtime": "onnxruntime",
+        "--device": "cpu",
+    }
+    status, out, errors = run_cli(*command[1:])
     assert (status, "contradict the guarantee" in errors) == (1, True)
+
+
+def test_the_command_for_a_trained_model_exports_it_first(
+    trained: FrozenNetwork,
+    data: Path,
+    tmp_path: Path,
+    run_cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Freezing is made unsound here: that of a trained model would be honest."""
+    monkeypatch.chdir(tmp_path)
+    planted = write_engine(scaled(trained, 1, 3.0), trained, tmp_path / "planted.onnx")
+    engine = replace(read_onnx(planted), name="my model.pt, frozen")
+    monkeypatch.setattr(export, "build_engine", lambda *_: engine)
+    (tmp_path / "my model.pt").touch()
+    errors = run_cli("evaluate", "my model.pt", data, "--attack", "--attack-images", "12")[2]
+    (told, *_) = (line for line in errors.splitlines() if "SOUNDNESS FAILURE" in line)
+    first, second = told.partition("type: ")[2].split(" && ")
+    assert shlex.split(first) == ["lipdeploy", "export", "my model.pt", "--output", "my model.onnx"]
+    assert shlex.split(second)[4:8] == ["--model", "my model.onnx", "--guarantee", "program"]
+
+
+def test_tight_certificates_are_compared_tightly() -> None:
+    settings = {"runtime": "auto", "device": "auto", "tight": True}
+    pair = Path("my pictures/a.npy"), Path("b.npy")
+    command = shlex.split(check_pair_command(Path("a.onnx"), "network", settings, *pair))
+    assert command[:4] == ["lipdeploy", "check-pair", *map(str, pair)]
+    assert command[-1] == "--tight"
 
 
 def test_attacks_do_not_see_a_layer_scaled_by_1_2(

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from lipdeploy.datasets import scan_folder, scan_list
 from lipdeploy.errors import DatasetError
+from lipdeploy.report.evaluation import comparison_notes
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -167,6 +168,22 @@ def test_the_comparison_is_a_table_of_shares_and_one_of_differences(
     assert "95 % intervals" in errors
     with Image.open(curve) as picture:
         assert picture.format == "PNG"
+
+
+def test_radii_of_other_inputs_or_statements_are_not_compared_silently(
+    run_cli: Cli, model: Path, small_engine: Path, own: Path, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.html"
+    for option in ([], ["--json"], ["--report", report]):
+        errors = run_cli("evaluate", model, small_engine, own, *option)[2]
+        assert "the models take images of 32 x 32 and 8 x 8 pixels" in errors
+        assert "different statements" not in errors
+    assert "the models take images of 32 x 32 and 8 x 8 pixels" in report.read_text()
+    assert "the models take" not in run_cli("evaluate", model, model, own)[2]
+    summary = json.loads(run_cli("evaluate", model, own, "--json")[1])
+    assert comparison_notes([summary]) == comparison_notes([summary, summary]) == []
+    (note,) = comparison_notes([summary, summary | {"guarantee": "network"}])
+    assert "different statements, program and network; compare" in note
 
 
 def test_a_model_with_other_classes_is_refused(

@@ -3,34 +3,45 @@
 import base64
 import io
 import json
+import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from helpers import own_test_set
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from lipdeploy import Predictor
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.evaluation import STANDARD_RADII, Evaluation, Outcome, outcomes
-from lipdeploy.prediction import Prediction
+from lipdeploy.prediction import Certificate, Prediction
+from lipdeploy.report.attack import sandwich_summary
+from lipdeploy.report.charts import SandwichChart
+from lipdeploy.report.evaluation import interval
 from lipdeploy.report.page import thumbnail, write_page
 from lipdeploy.report.summary import Course, Evaluated, evaluation_summary
+from lipdeploy.sandwich import Adversarial, Attacked, Sandwich
 
 Cli = Callable[..., tuple[int, str, str]]
 VOID = {"meta", "link", "img", "br"}
-ENTRIES = ((36, 0.6, 0.75), (72, 0.4, 0.7))
+ENTRIES = ((36, 12, 15), (72, 8, 14))
 ATTACK = {
     "images": 20,
+    "attacked": 17,
+    "guarantee": "program",
     "settings": {"attacks": ["PGD"], "seed": 3},
     "sandwich": [
-        {"radius": r / 255, "radius_255": r, "certified_accuracy": c, "accuracy_under_attack": a}
+        {"radius": r / 255, "radius_255": r, "certified": c, "under_attack": a}
         for r, c, a in reversed(ENTRIES)
     ],
     "broken_certificates": 0,
@@ -211,6 +222,82 @@ def test_attacks_have_a_place(run: Evaluated, tmp_path: Path) -> None:
     broken = Page(made([changed], tmp_path))
     assert "2 certified images were broken within their radius" in broken.text
     assert "The guarantee is not true of this file" in broken.text
+
+
+def value_at(points: Sequence[tuple[float, float]], x: float) -> float:
+    """Of a line of steps; the later value where it jumps."""
+    return [y for at, y in points if at <= x][-1]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.floats(1, 2)), min_size=4, max_size=12),
+    st.sets(st.integers(0, 24), min_size=2, max_size=4),
+)
+def test_the_steps_claim_no_more_than_the_radii_that_were_counted_show(
+    made: list[tuple[int, float]], asked: set[int]
+) -> None:
+    sandwich = Sandwich()
+    for radius, factor in made:
+        sandwich.add(item_of(radius, math.nextafter(radius * factor, math.inf)))
+    radii = [Fraction(radius, 255) for radius in sorted(asked)]
+    settings = {"attacks": ["PGD"], "seed": 0}
+    found = sandwich_summary(sandwich, radii, "program", settings, [], 1.0)
+    above, below = SandwichChart.of(found).known()
+    assert above.is_step
+    assert below.is_step
+    for at in (half / 2 for half in range(2 * max(asked) + 1)):
+        exact = Fraction(at) / 255
+        assert value_at(above.points, at) >= 100 * sandwich.under_attack(exact) / len(made)
+        # At a jump of this line both ends are claimed.
+        claimed = [y for x, y in below.points if x < at] or [below.points[0][1]]
+        assert claimed[-1] <= 100 * sandwich.certified(exact) / len(made)
+    for line, counted in ((above, sandwich.under_attack), (below, sandwich.certified)):
+        expected = [(float(255 * r), 100 * counted(r) / len(made)) for r in radii]
+        assert line.marks == expected
+
+
+def item_of(radius_255: float, distance_255: float) -> Attacked:
+    certificate = Certificate(radius_255 / 255, radius_255, None, None, "program", (), None)
+    pixels = np.zeros((3, 4, 4), dtype=np.float32)
+    nearest = Adversarial(pixels, distance_255, 1, "x")
+    return Attacked("cat", Prediction("a", "cat", 0, (), certificate), pixels, nearest)
+
+
+def test_a_single_radius_is_drawn(run: Evaluated, tmp_path: Path) -> None:
+    single = with_attack(run, sandwich=ATTACK["sandwich"][:1])
+    text = made([single], tmp_path)
+    (chart,) = [c for c in re.findall(r"<svg.*?</svg>", text, re.DOTALL) if "sandwich-title" in c]
+    drawn = ElementTree.fromstring(chart)
+    lines = [path.get("d") or "" for path in drawn.iter("path") if "line" in path.get("class", "")]
+    assert sum("H" in line for line in lines) == 2
+    assert len(list(drawn.iter("circle"))) == 2
+
+
+def test_the_truth_lies_between_under_program_only(run: Evaluated, tmp_path: Path) -> None:
+    assert "the truth lies between" in Page(made([with_attack(run)], tmp_path)).text
+    weaker = Page(made([with_attack(run, guarantee="network")], tmp_path)).text
+    assert "truth" not in weaker
+    assert "The true accuracy" not in weaker
+    assert "allows the engine another class inside of the ball" in weaker
+
+
+def test_shares_are_those_of_the_counts(run: Evaluated, tmp_path: Path) -> None:
+    """29 of 100 as a float is less than 0.29, 7 of 100 times 100 is more than 7."""
+    entry = {"radius": 0.1, "radius_255": 25.5, "certified": 29, "under_attack": 57}
+    changed = with_attack(run, images=100, attacked=80, sandwich=[entry])
+    (row,) = [row for row in Page(made([changed], tmp_path)).rows if row[0] == "25.5/255"]
+    assert row[1:] == ["29.00 %", "57.00 %"]
+    for count in range(101):
+        exact = f"{count}.00 to {count}.00 %"
+        assert interval((count / 100, count / 100), 100) == exact
+    assert interval((0.12345, 0.12345), 100) == "12.34 to 12.35 %"
+
+
+def test_a_change_of_the_radius_itself_is_not_said_to_be_covered(
+    run: Evaluated, tmp_path: Path
+) -> None:
+    text = Page(made([run], tmp_path)).text
+    assert "A radius larger than 36/255 covers one value moved by 36 steps" in text
 
 
 def test_names_cannot_write_into_the_page(run: Evaluated, tmp_path: Path) -> None:

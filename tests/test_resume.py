@@ -1,5 +1,6 @@
 """Evaluations that are killed and gone on with, and how much memory they take."""
 
+import hashlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from helpers import own_test_set
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipdeploy import Predictor
+from lipdeploy import Predictor, journal
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.errors import OutputError
 from lipdeploy.evaluation import Evaluation, Outcome, outcomes
-from lipdeploy.journal import open_journal
+from lipdeploy.journal import identity_of, open_journal
 from lipdeploy.prediction import Certificate, Failure, Prediction
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -51,14 +53,14 @@ def numbers(output: str) -> dict[str, Any]:
 
 
 def write(path: Path, made: list[Outcome]) -> None:
-    with open_journal(path, IDENTITY) as journal:
-        for outcome in made[journal.kept :]:
-            journal.keep(outcome)
+    with open_journal(path, IDENTITY) as opened:
+        for outcome in made[opened.kept :]:
+            opened.keep(outcome)
 
 
 def read(path: Path) -> list[Outcome]:
-    with open_journal(path, IDENTITY) as journal:
-        return list(journal.outcomes())
+    with open_journal(path, IDENTITY) as opened:
+        return list(opened.outcomes())
 
 
 @given(cut=st.integers(0, 2000))
@@ -84,6 +86,72 @@ def test_a_line_that_is_no_json_ends_what_is_known(tmp_path: Path) -> None:
     lines[3] = b"\0" * 20 + b"\n"
     path.write_bytes(b"".join(lines))
     assert read(path) == [SOME[0]] * 2
+
+
+@pytest.mark.parametrize(
+    ("number", "change"),
+    [
+        (4, lambda lines: lines[4].replace(b'"cat"', b'"dog"')),
+        (3, lambda lines: lines[3].replace(b"25.5", b"99.5")),
+        (2, lambda _: b"{}\n"),
+        (3, lambda lines: json.dumps(json.loads(lines[3])["outcome"]).encode() + b"\n"),
+        (3, lambda lines: lines[4]),
+    ],
+    ids=["class", "radius", "empty", "no hash", "copy of another line"],
+)
+def test_a_line_that_is_not_as_it_was_written_ends_what_is_known(
+    number: int, change: Callable[[list[bytes]], bytes], tmp_path: Path
+) -> None:
+    path, made = tmp_path / "1.jsonl", [SOME[0], SOME[0], SOME[0], SOME[2], SOME[0]]
+    write(path, made)
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    changed = change(lines)
+    assert changed != lines[number]
+    path.write_bytes(b"".join([*lines[:number], changed, *lines[number + 1 :]]))
+    assert read(path) == made[: (number - 1) // 2 * 2]
+    write(path, made)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("missing", ["class", "logits", "label", "certificate"])
+def test_a_line_without_a_field_is_not_known_even_if_its_hash_is_right(
+    missing: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "1.jsonl"
+    write(path, [SOME[0]] * 5)
+    lines = path.read_bytes().splitlines(keepends=True)
+    record = json.loads(lines[2])["outcome"]
+    del record[missing]
+    digest = hashlib.sha256(f"2 {json.dumps(record)}".encode()).hexdigest()[:16]
+    lines[2] = json.dumps({"outcome": record, "sha256": digest}).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    assert read(path) == []
+
+
+def test_lines_beyond_the_last_image_are_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "1.jsonl"
+    write(path, [SOME[0]] * 6)
+    assert read(path) == [SOME[0]] * 5
+
+
+@pytest.mark.parametrize("package", ["lipdeploy", "numpy", "pillow"])
+def test_another_version_of_what_decodes_or_certifies_is_refused(
+    small_engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    with Predictor(small_engine) as predictor:
+        before = identity_of(predictor, "0" * 64, 1, tight=False)
+        with open_journal(tmp_path / "1.jsonl", before):
+            pass
+        monkeypatch.setattr(
+            journal, "installed_version", lambda name: "0" if name == package else version(name)
+        )
+        after = identity_of(predictor, "0" * 64, 1, tight=False)
+    with (
+        pytest.raises(OutputError, match=rf"begun with another version of {package} \(.*now 0\)"),
+        open_journal(tmp_path / "1.jsonl", after),
+    ):
+        pass
 
 
 def test_somebody_elses_file_is_not_written_over(tmp_path: Path) -> None:
@@ -152,8 +220,8 @@ def test_a_killed_evaluation_ends_with_the_same_numbers(
     command += ["--json", "--batch", "16", "--resume"]
     whole = subprocess.run([*command, str(tmp_path / "other")], capture_output=True, check=True)
     running = subprocess.Popen([*command, str(folder)], stdout=subprocess.DEVNULL)
-    journal, deadline = folder / "1.jsonl", time.monotonic() + 60
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 50:
+    lines, deadline = folder / "1.jsonl", time.monotonic() + 60
+    while not lines.exists() or lines.read_bytes().count(b"\n") < 50:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(running.pid, signal.SIGKILL)

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from lipdeploy.attack_plots import FACTORS, magnification
 from lipdeploy.prediction import Certificate, Failure, Prediction
+from lipdeploy.report.attack import sandwich_summary, write_sandwich
+from lipdeploy.report.console import Verbosity, set_verbosity
 from lipdeploy.sandwich import Adversarial, Attacked, Gallery, Sandwich
 
 PIXELS = np.zeros((3, 4, 4), dtype=np.float32)
@@ -37,11 +39,42 @@ def test_certified_is_at_most_unbroken_at_every_radius(
         sandwich.add(attacked(radius, distance, is_right=is_right))
     radius = Fraction(at, 255)
     right = sum(is_right for *_, is_right in made)
-    assert sandwich.certified(radius) <= sandwich.under_attack(radius) <= sandwich.right == right
+    low, high = sandwich.certified(radius), sandwich.under_attack(radius)
+    assert low <= high <= sandwich.right == right
+    assert sandwich.undecided(radius) == high - low
     steps, certified, unbroken = sandwich.curves()
     for step, low, high in zip(steps, certified, unbroken, strict=True):
         assert low == sandwich.certified(Fraction(step) / 255) / len(made)
         assert high == sandwich.under_attack(Fraction(step) / 255) / len(made)
+
+
+def test_where_the_engine_may_flip_inside_of_the_ball_nothing_contradicts_itself() -> None:
+    """Under *network* a flip with radius 0 at 20/255 leaves the certificate of 36/255 true."""
+    sandwich = Sandwich()
+    sandwich.add(attacked(36.0, 20.0))
+    sandwich.add(attacked(10.0, 50.0))
+    at = Fraction(30, 255)
+    assert (sandwich.certified(at), sandwich.under_attack(at), sandwich.undecided(at)) == (1, 1, 1)
+    sandwich = Sandwich()
+    sandwich.add(attacked(36.0, 20.0))
+    assert (sandwich.certified(at), sandwich.under_attack(at), sandwich.undecided(at)) == (1, 0, 0)
+
+
+@pytest.mark.parametrize(("guarantee", "is_between"), [("program", True), ("network", False)])
+def test_only_under_program_the_table_puts_the_truth_between(
+    guarantee: str, is_between: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandwich = Sandwich()
+    sandwich.add(attacked(36.0, 50.0 if is_between else 20.0))
+    set_verbosity(Verbosity.NORMAL)
+    settings = {"attacks": ["x"], "seed": 0}
+    radii = [Fraction(30, 255)]
+    write_sandwich(sandwich_summary(sandwich, radii, guarantee, settings, [], 1.0))
+    captured = capsys.readouterr()
+    assert ("truth" in captured.out) == ("<=" in captured.out) == is_between
+    (row,) = [line.split() for line in captured.out.splitlines() if "30/255" in line]
+    assert row[-1] == "0"
+    assert ("allows the engine another class" in captured.err) != is_between
 
 
 def test_an_image_is_broken_at_its_distance_and_certified_below_its_radius() -> None:

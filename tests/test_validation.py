@@ -180,6 +180,11 @@ def test_a_network_that_cannot_be_frozen_does_not_end_its_training(
     status, output, errors = run_cli("train", image_folder, "--out", tmp_path / "run", *settings)
     assert (status, "certified at" in output) == (0, False)
     assert "Not certified: not today" in errors
+    assert "had none to choose" not in errors
+    choose = [*settings, "--keep", "best", "--certify-every", "1"]
+    status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "best", *choose)
+    assert status == 0
+    assert "model.pt holds the last epoch, 1: --keep best had none to choose" in errors
 
 
 def test_a_table_of_an_older_version_keeps_its_columns(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ class WeightAverage:
 
     After step t the average moves to the weights by 1 - min(decay, (1 + t) / (10 + t)). Buffers are
     averaged, too: a kernel is applied as weights times scale, and the scale belongs to the
-    weights of the same steps. Sums of skew kernels are skew, so that an averaged network is as
-    orthogonal, and is frozen and certified, as any other.
+    weights of the same steps. Raw parameters are averaged, and every layer is made of them again
+    (of soc: sums of skew kernels are skew), so that an averaged network is as 1-Lipschitz, and is
+    frozen and certified, as any other.
 
     Args:
         network: what is trained.

@@ -36,6 +36,11 @@ class ModelChoice:
         """The best epoch so far; None where the last one is kept."""
         return self._best.get("epoch")
 
+    @property
+    def has_found_none(self) -> bool:
+        """Whether the best epoch is wanted, and none so far has a score; then the last is kept."""
+        return self._is_best and not self._best
+
     def offer(self, metrics: EpochMetrics, network: LipConvNet) -> None:
         """Remember the weights of an epoch where they are the best so far."""
         score = metrics.certified_36 if self._by_radius else metrics.validation_accuracy

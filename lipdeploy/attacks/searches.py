@@ -43,7 +43,7 @@ def minimal_norm(model: Model, images: Tensor, labels: Tensor, steps: int) -> Te
         model: see `lipdeploy.attacks.gradients`.
         images: shape (batch, 3, n, n), in [0, 1].
         labels: their classes, shape (batch,).
-        steps: gradients for each image.
+        steps: gradients for each image; where the last one leads is tried, too.
 
     Returns:
         As `images`; the image itself where nothing was found.
@@ -52,15 +52,22 @@ def minimal_norm(model: Model, images: Tensor, labels: Tensor, steps: int) -> Te
     radii, moved = best.clone(), torch.zeros_like(images)
     for step_size, change in _schedule(steps):
         margin, slope = _margins_and_slopes(model, images + moved, labels)
-        norms, is_broken = _norms(moved), margin < 0
-        is_nearer = is_broken & (norms < best)
-        nearest = torch.where(_wide(is_nearer), images + moved, nearest)
-        best = torch.where(is_nearer, norms, best)
-        to_border = OVERSHOOT * (norms + margin.abs() / (_norms(slope) + TINY))
+        nearest, best = _nearer(nearest, best, images, moved, margin)
+        to_border = OVERSHOOT * (_norms(moved) + margin.abs() / (_norms(slope) + TINY))
         outward = torch.where(best < math.inf, radii * (1 + change), to_border)
-        radii = torch.where(is_broken, torch.minimum(radii * (1 - change), best), outward)
+        radii = torch.where(margin < 0, torch.minimum(radii * (1 - change), best), outward)
         moved = _inside(images, moved - step_size * _unit(slope), radii)
-    return nearest
+    return _nearer(nearest, best, images, moved, _margins(model, images + moved, labels))[0]
+
+
+def _nearer(
+    nearest: Tensor, best: Tensor, images: Tensor, moved: Tensor, margin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The nearest images of other classes so far and their distances, now with `moved`."""
+    norms = _norms(moved)
+    is_nearer = (margin < 0) & (norms < best)
+    nearest = torch.where(_wide(is_nearer), images + moved, nearest)
+    return nearest, torch.where(is_nearer, norms, best)
 
 
 def _schedule(steps: int) -> Iterator[tuple[float, float]]:
@@ -120,12 +127,25 @@ def _descend(
     worst, lowest = images + moved, torch.full_like(radii, math.inf)
     for _ in range(steps):
         margin, slope = _margins_and_slopes(model, images + moved, labels)
-        is_lower = margin < lowest
-        worst = torch.where(_wide(is_lower), images + moved, worst)
-        lowest = torch.where(is_lower, margin, lowest)
+        worst, lowest = _lower(worst, lowest, images + moved, margin)
         down = _wide(STEPS_ACROSS / steps * radii) * _unit(slope)
         moved = _inside(images, moved - down, radii)
-    return worst, lowest
+    return _lower(worst, lowest, images + moved, _margins(model, images + moved, labels))
+
+
+def _lower(
+    worst: Tensor, lowest: Tensor, candidates: Tensor, margin: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The images with the smallest margins so far and these margins, now with `candidates`."""
+    is_lower = margin < lowest
+    worst = torch.where(_wide(is_lower), candidates, worst)
+    return worst, torch.where(is_lower, margin, lowest)
+
+
+def _margins(model: Model, images: Tensor, labels: Tensor) -> Tensor:
+    """Margins, which nobody differentiates."""
+    with torch.no_grad():
+        return margins(model(images), labels)
 
 
 def _margins_and_slopes(model: Model, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,23 @@
 """The attack of `lipdeploy evaluate --attack`."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lipdeploy.cli.values import holds_tensors
 from lipdeploy.errors import UsageError
 from lipdeploy.files import make_writable_folder
 from lipdeploy.report.console import print_note
 
 if TYPE_CHECKING:
+    from lipdeploy.attacks.attacker import AttackOptions
     from lipdeploy.datasets import LabelledSources
     from lipdeploy.predictor import Predictor
-    from lipdeploy.runtimes.onnx import Device
     from lipdeploy.sandwich import Gallery, Sandwich
 
 BROKEN_PAIRS = Path("broken-certificates")
@@ -81,44 +84,82 @@ def attack_request(
 
 
 def run_attack(
+    model: Path,
     predictor: "Predictor",
     images: "LabelledSources[Any]",
     radii: Sequence[Fraction],
-    device: "Device",
+    settings: dict[str, Any],
     request: AttackRequest,
 ) -> dict[str, Any]:
-    """Attack, say what broke, write what was asked for; gives the summary."""
+    """Attack, say what broke, write what was asked for; gives the summary.
+
+    Args:
+        model: the file that was given: an engine, or a trained model.
+        predictor: whose answers are attacked.
+        images: labels in the order of its classes.
+        radii: those asked for, l2 in [0, 1] pixels.
+        settings: arguments of the predictor.
+        request: what was asked for.
+    """
     from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
     from lipdeploy.report import attack as report
     from lipdeploy.sandwich import Gallery, Sandwich
 
     options = AttackOptions(tuple(radii), seed=request.seed, auto_attack=request.auto_attack)
-    attacker = Attacker(predictor, options, device)
+    attacker = Attacker(predictor, options, settings["device"])
     images = images if request.images is None else images.spread(request.images)
     sandwich, gallery = Sandwich(), Gallery(request.shown)
     rows: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
+    again = partial(check_pair_command, model, predictor.guarantee, settings)
     start = time.perf_counter()
     for item in report.watched_attack(attacked(attacker, predictor, images), len(images)):
         sandwich.add(item)
         gallery.add(item)
         rows.append(report.attack_row(item, predictor.manifest.classes))
         folder = request.folder or BROKEN_PAIRS
-        if pair := report.tell_broken(item, len(pairs) + 1, folder, predictor):
+        if pair := report.tell_broken(item, len(pairs) + 1, folder, predictor, again):
             pairs.append(pair)
     seconds = time.perf_counter() - start
-    settings = {
+    if request.folder is not None:
+        report.write_attack_table(rows, request.folder / "attack.csv")
+        title = f"{predictor.model} on {sandwich.images} images of {images.name}"
+        _draw(request.folder, sandwich, gallery, radii, title, predictor.manifest.classes)
+    guarantee = predictor.guarantee
+    return report.sandwich_summary(sandwich, radii, guarantee, _tried(options), pairs, seconds)
+
+
+def _tried(options: "AttackOptions") -> dict[str, Any]:
+    """How much was tried, in plain values."""
+    return {
         "attacks": list(options.attacks),
         "minimal_steps": options.minimal_steps,
         "ball_steps": options.ball_steps,
         "restarts": options.restarts,
         "seed": options.seed,
     }
-    if request.folder is not None:
-        report.write_attack_table(rows, request.folder / "attack.csv")
-        title = f"{predictor.model} on {sandwich.images} images of {images.name}"
-        _draw(request.folder, sandwich, gallery, radii, title, predictor.manifest.classes)
-    return report.sandwich_summary(sandwich, radii, settings, pairs, seconds)
+
+
+def check_pair_command(
+    model: Path, guarantee: str, settings: dict[str, Any], first: Path, second: Path
+) -> str:
+    """What to type to compare a pair again as it was evaluated.
+
+    Args:
+        model: path of the engine, or of a trained model, which has to be exported first.
+        guarantee: the statement that was contradicted.
+        settings: arguments of the predictor.
+        first: file of the certified input.
+        second: file of the other one.
+    """
+    engine, start = model, ""
+    if holds_tensors(model):
+        engine = model.with_suffix(".onnx")
+        start = shlex.join(["lipdeploy", "export", str(model), "--output", str(engine)]) + " && "
+    arguments = [str(first), str(second), "--model", str(engine), "--guarantee", guarantee]
+    arguments += ["--runtime", settings["runtime"], "--device", settings["device"]]
+    arguments += ["--tight"] if settings["tight"] else []
+    return start + shlex.join(["lipdeploy", "check-pair", *arguments])
 
 
 def _draw(

@@ -145,6 +145,7 @@ def _write(
 
         write_page(runs, shlex.join(["lipdeploy", *sys.argv[1:]]), outputs.report)
     summaries = [run.summary for run in runs]
+    print_note(*terminal.comparison_notes(summaries))
     if as_json:
         for summary in summaries:
             print_json(summary)

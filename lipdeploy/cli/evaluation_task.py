@@ -78,8 +78,8 @@ class Task:
             course = Course(time.perf_counter() - start, known, self.data_sha256)
             summary = evaluation_summary(result, predictor, images.name, self.radii, course)
             if self.attack is not None:
-                device = self.settings["device"]
-                attacked = run_attack(predictor, images, self.radii, device, self.attack)
+                settings, request = self.settings, self.attack
+                attacked = run_attack(model, predictor, images, self.radii, settings, request)
                 summary |= {"attack": attacked}
             return Evaluated(result, images, summary)
 

@@ -94,6 +94,12 @@ def _tell_result(trainer: "Trainer", dataset: str, already_done: bool) -> None:
         print_note("The network hardly learned; try a smaller --batch or --lr, or more --epochs.")
     if trainer.choice.epoch is not None:
         print_note(f"model.pt holds epoch {trainer.choice.epoch}, the best by validation.")
+    elif trainer.choice.has_found_none:
+        print_note(
+            f"model.pt holds the last epoch, {trainer.finished_epochs}: --keep best had none to "
+            "choose, because no epoch could be certified; leave out --certify-every to choose by "
+            "accuracy."
+        )
     print_line(f"Trained: {trainer.model_path}")
     print_hint("Next:", f"  {shlex.join(['lipdeploy', 'export', str(trainer.model_path)])}")
 

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from math import inf
 from pathlib import Path
@@ -20,6 +20,7 @@ from lipdeploy.report.console import (
     print_table,
     progress_bars,
 )
+from lipdeploy.report.evaluation import share, share_upper
 from lipdeploy.sandwich import Adversarial, Attacked, Sandwich
 
 if TYPE_CHECKING:
@@ -29,6 +30,16 @@ LIMITS = (
     "an attack can show that a certificate is false, never that it is true: a small error in the "
     "bounds hides in the gap between certificate and attack ('lipdeploy verify' proves them)"
 )
+
+FLIPS = (
+    "allows the engine another class inside of the ball, with the radius 0: the accuracy under "
+    "attack can be below the certified one, and a ratio below 1; only under program the truth lies "
+    "between them"
+)
+"""What the statements other than *program* leave open."""
+
+Command = Callable[[Path, Path], str]
+"""What to type to look at a pair of files again."""
 
 COLUMNS = (
     "path",
@@ -83,7 +94,7 @@ def watched_attack(items: Iterable[Attacked], total: int) -> Iterator[Attacked]:
 
 
 def tell_broken(
-    item: Attacked, number: int, folder: Path, predictor: "Predictor"
+    item: Attacked, number: int, folder: Path, predictor: "Predictor", command: Command
 ) -> dict[str, Any] | None:
     """Say in red that a certificate is false and keep the pair; nothing for any other image.
 
@@ -92,6 +103,7 @@ def tell_broken(
         number: counts the pairs, in the names of the files.
         folder: where the pair goes; made where it is missing.
         predictor: whose certificate it is.
+        command: what to type to look at the pair again.
 
     Returns:
         The names of the files and what they show.
@@ -110,8 +122,8 @@ def tell_broken(
     print_error(
         f"SOUNDNESS FAILURE: {item.result.path}: certified {item.true_class} within "
         f"{lower(item.radius_255, 2)}/255, but {item.broken.attack} made it {label} at "
-        f"{upper(item.broken.distance_255, 2)}/255; type 'lipdeploy check-pair {first} {second} "
-        f"--model {predictor.model}', and use this model no more"
+        f"{upper(item.broken.distance_255, 2)}/255; use this model no more; to see it again type: "
+        f"{command(first, second)}"
     )
     record = _pair_record(item, item.broken, label, predictor) | {
         "original": str(first),
@@ -153,6 +165,7 @@ def _write_pixels(pixels: np.ndarray[Any, np.dtype[np.float32]], path: Path) -> 
 def sandwich_summary(
     sandwich: Sandwich,
     radii: Sequence[Fraction],
+    guarantee: str,
     settings: dict[str, Any],
     broken: Sequence[dict[str, Any]],
     seconds: float,
@@ -162,6 +175,7 @@ def sandwich_summary(
     Args:
         sandwich: the counts.
         radii: those asked for, l2 in [0, 1] pixels.
+        guarantee: the statement that the certificates make.
         settings: of the attacks, with their names.
         broken: what `tell_broken` gave.
         seconds: time of predictions and attacks.
@@ -170,6 +184,7 @@ def sandwich_summary(
     return {
         "images": total,
         "attacked": sandwich.right,
+        "guarantee": guarantee,
         "settings": settings,
         "sandwich": [
             {
@@ -178,6 +193,7 @@ def sandwich_summary(
                 "exactly": in_255ths(radius),
                 "certified": sandwich.certified(radius),
                 "under_attack": sandwich.under_attack(radius),
+                "undecided": sandwich.undecided(radius),
                 "certified_accuracy": sandwich.certified(radius) / total if total else 0.0,
                 "accuracy_under_attack": sandwich.under_attack(radius) / total if total else 0.0,
             }
@@ -195,31 +211,37 @@ def sandwich_summary(
 
 def write_sandwich(summary: dict[str, Any]) -> None:
     """The summary for people."""
-    total = summary["images"]
-    table = plain_table("", ">certified", "", ">robust", "", ">under attack", ">undecided")
-    for entry in summary["sandwich"]:
-        low, high = entry["certified"], entry["under_attack"]
-        table.add_row(
-            f"at {entry['exactly']}",
-            f"{low} ({lower(Fraction(100 * low, total), 2)} %)",
-            "<=",
-            "truth",
-            "<=",
-            f"{high} ({upper(Fraction(100 * high, total), 2)} %)",
-            str(high - low),
-        )
-    print_table(table)
+    print_table(_sandwich_table(summary))
     if summary["median_ratio"] is not None:
         median, smallest = (Fraction(summary[f"{name}_ratio"]) for name in ("median", "smallest"))
         print_table(_ratios(lower(median, 3), lower(smallest, 3), summary["compared"]))
     settings = summary["settings"]
     print_note(
-        f"attacked {summary['attacked']} right answers of {total} images in "
+        f"attacked {summary['attacked']} right answers of {summary['images']} images in "
         f"{summary['seconds']:.0f} s ({summary['seconds_per_image']:.2f} s an image) with "
         f"{' and '.join(settings['attacks'])}, seed {settings['seed']}; each adversarial example "
         "was confirmed by the engine",
         f"broken certificates: {summary['broken_certificates']}; {LIMITS}",
     )
+    if summary["guarantee"] != "program":
+        print_note(f"the statement {summary['guarantee']} {FLIPS}")
+
+
+def _sandwich_table(summary: dict[str, Any]) -> Any:  # noqa: ANN401
+    """A line a radius, with the truth in the middle where the statement puts it there."""
+    total, is_between = summary["images"], summary["guarantee"] == "program"
+    heads, between = (("", ">robust", ""), ("<=", "truth", "<=")) if is_between else ((), ())
+    table = plain_table("", ">certified", *heads, ">under attack", ">undecided")
+    for entry in summary["sandwich"]:
+        low, high = entry["certified"], entry["under_attack"]
+        table.add_row(
+            f"at {entry['exactly']}",
+            f"{low} ({share(low, total)})",
+            *between,
+            f"{high} ({share_upper(high, total)})",
+            str(entry["undecided"]),
+        )
+    return table
 
 
 def _ratios(median: str, smallest: str, count: int) -> Any:  # noqa: ANN401

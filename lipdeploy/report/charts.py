@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lipdeploy.decimals import lower
+from lipdeploy.decimals import upper
 from lipdeploy.report.evaluation import share
 from lipdeploy.report.svg import Axis, Chart, Line
 
@@ -22,43 +22,74 @@ POINTS = 300
 
 
 @dataclass(frozen=True)
-class Sandwich:
+class SandwichChart:
     """Accuracy under attack beside certified accuracy, on the same images.
 
-    The true accuracy against every change of a size lies between the two.
+    Under the guarantee *program* the true accuracy against every change of a size lies between the
+    two (see `lipdeploy.sandwich`).
 
     Attributes:
         attack: what attacked, with its settings, in words.
-        images: that were attacked.
-        radii_255: sizes of changes, l2 in 1/255, ascending.
-        certified: share of the images that is right and certified at each.
-        under_attack: share that stayed right under the attack at each.
+        guarantee: the statement that the certificates make.
+        images: all, also wrong answers, which were not attacked.
+        right: right answers.
+        radii_255: sizes of changes, l2 in 1/255, ascending; at least one.
+        certified: images that are right and certified at each.
+        under_attack: images that stayed right under the attack at each.
         broken: certified images that were broken within their radius; anything but 0 is an error.
         median_ratio: of the smallest change found to the certified radius; None if none was found.
     """
 
     attack: str
+    guarantee: str
     images: int
+    right: int
     radii_255: Sequence[float]
-    certified: Sequence[float]
-    under_attack: Sequence[float]
+    certified: Sequence[int]
+    under_attack: Sequence[int]
     broken: int
     median_ratio: float | None
 
     @classmethod
-    def of(cls, found: dict[str, Any]) -> "Sandwich":
+    def of(cls, found: dict[str, Any]) -> "SandwichChart":
         """From the field `attack` of a summary, see `lipdeploy.report.attack.sandwich_summary`."""
         entries = sorted(found["sandwich"], key=lambda entry: entry["radius"])
         settings = found["settings"]
         return cls(
             attack=f"{' and '.join(settings['attacks'])}, seed {settings['seed']}",
+            guarantee=found["guarantee"],
             images=found["images"],
+            right=found["attacked"],
             radii_255=[entry["radius_255"] for entry in entries],
-            certified=[entry["certified_accuracy"] for entry in entries],
-            under_attack=[entry["accuracy_under_attack"] for entry in entries],
+            certified=[entry["certified"] for entry in entries],
+            under_attack=[entry["under_attack"] for entry in entries],
             broken=found["broken_certificates"],
             median_ratio=found["median_ratio"],
         )
+
+    @property
+    def is_between(self) -> bool:
+        """Whether the true accuracy of the engine lies between the two."""
+        return self.guarantee == "program"
+
+    def known(self) -> tuple[Line, Line]:
+        """Accuracy under attack and certified accuracy in percent, no more than is known of them.
+
+        Both fall. So between two radii at most as many are right under attack as at the smaller
+        one, and at least as many certified as at the larger one; beyond the largest nothing is
+        known to be certified.
+        """
+        high, low = self._percent(self.under_attack), self._percent(self.certified)
+        before = [0.0, *self.radii_255]
+        above = zip(before, [*self._percent([self.right]), *high], strict=True)
+        below = zip(before, [*low, low[-1]], strict=True)
+        return (
+            Line(list(above), marks=list(zip(self.radii_255, high, strict=True))),
+            Line(list(below), marks=list(zip(self.radii_255, low, strict=True))),
+        )
+
+    def _percent(self, counts: Sequence[int]) -> list[float]:
+        return [100 * count / self.images for count in counts]
 
 
 def curve_chart(runs: Sequence["Evaluated"]) -> str:
@@ -70,7 +101,11 @@ def curve_chart(runs: Sequence["Evaluated"]) -> str:
     marks = [(radius, percent) for radius, percent in marks if radius <= end]
     dots = marks if len(runs) == 1 else []
     lines = [Line(_curve(values, end), marks=dots) for values in radii]
-    points = ", ".join(f"{percent:.1f} % at {radius:.0f}/255" for radius, percent in marks)
+    points = ", ".join(
+        f"{share(entry['images'], first['images'])} at {entry['exactly']}"
+        for entry in first["certified"]
+        if entry["radius_255"] <= end
+    )
     description = (
         f"A falling curve. {first['model']}: {share(first['correct'], first['images'])} right "
         f"without any change; certified {points}."
@@ -114,7 +149,7 @@ def calibration_chart(run: "Evaluated") -> str:
     """Share of right answers against the largest softmax probability."""
     bins = run.summary["calibration"]["bins"]
     found = [(100 * part["confidence"], 100 * part["accuracy"]) for part in bins]
-    error = lower(Fraction(100 * run.summary["calibration"]["expected_error"]), 1)
+    error = upper(100 * Fraction(run.summary["calibration"]["expected_error"]), 1)
     lines = [
         Line(found, is_step=False, marks=found),
         Line([(0, 0), (100, 100)], is_step=False),
@@ -129,18 +164,16 @@ def calibration_chart(run: "Evaluated") -> str:
     return chart.lines(lines)
 
 
-def sandwich_chart(sandwich: Sandwich) -> str:
+def sandwich_chart(sandwich: SandwichChart) -> str:
     """Certified accuracy below, accuracy under attack above."""
-    shares = sandwich.under_attack, sandwich.certified
-    lines = [
-        Line([(r, 100 * a) for r, a in zip(sandwich.radii_255, part, strict=True)], is_step=False)
-        for part in shares
-    ]
     description = (
-        "Two falling curves; the accuracy under attack lies above the certified accuracy, and the "
-        "true accuracy against changes of each size lies between them."
+        "Two falling lines of steps through the radii that were asked for: between them accuracy "
+        "under attack is at most, certified accuracy at least what is drawn."
     )
+    if sandwich.is_between:
+        description += " The true accuracy against changes of each size lies between the lines."
     end = max(1.0, *sandwich.radii_255)
     axes = Axis(RADIUS.replace("radius", "change"), end), Axis("right, %", 100)
-    names = ["under attack", "certified"]
-    return Chart("sandwich", "Certified and attacked", description, *axes, names).lines(lines)
+    names = ["under attack, at most", "certified, at least"]
+    chart = Chart("sandwich", "Certified and attacked", description, *axes, names)
+    return chart.lines(sandwich.known())

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.decimals import lower, upper
+from lipdeploy.decimals import exact_share, lower, upper
 from lipdeploy.report.console import (
     cell,
     plain_table,
@@ -57,9 +57,14 @@ def share(count: int, total: int) -> str:
     return f"{lower(Fraction(100 * count, total), 2)} %"
 
 
-def interval(values: Sequence[float]) -> str:
-    """An interval of shares in percent, rounded outward."""
-    low, high = (Fraction(value) * 100 for value in values)
+def share_upper(count: int, total: int) -> str:
+    """In percent, rounded up."""
+    return f"{upper(Fraction(100 * count, total), 2)} %"
+
+
+def interval(values: Sequence[float], total: int) -> str:
+    """An interval of shares of `total` in percent, rounded outward where it is no such share."""
+    low, high = (100 * exact_share(value, total) for value in values)
     return f"{lower(low, 2)} to {upper(high, 2)} %"
 
 
@@ -82,14 +87,14 @@ def _write_accuracies(summary: "Summary") -> None:
     names = [f">images ({summary['guarantee']})", ">share", ">95 % interval", ">all change by"]
     table = plain_table("", *names, *(f">{name}" for name in others))
     total, right = summary["images"], summary["correct"]
-    counts = f"{right} of {total}", share(right, total), interval(summary["clean_interval"])
+    counts = f"{right} of {total}", share(right, total), interval(summary["clean_interval"], total)
     table.add_row("clean accuracy", *counts)
     for entry in summary["certified"]:
         table.add_row(
             f"certified at {entry['exactly']}",
             f"{entry['images']} of {total}",
             share(entry["images"], total),
-            interval(entry["interval"]),
+            interval(entry["interval"], total),
             f"{lower(entry['equal_change_255'], 2)}/255",
             *(str(entry["images_by_statement"][name]) for name in others),
         )
@@ -165,6 +170,25 @@ def _notes(summary: "Summary") -> tuple[str, ...]:
     )
 
 
+def comparison_notes(summaries: Sequence["Summary"]) -> list[str]:
+    """Why radii of different artifacts are not of one kind, where they are not."""
+    sizes = [summary["network"]["image_size"] for summary in summaries]
+    guarantees = [summary["guarantee"] for summary in summaries]
+    notes = []
+    if len(set(sizes)) > 1:
+        notes.append(
+            f"the models take images of {' and '.join(f'{n} x {n}' for n in dict.fromkeys(sizes))} "
+            "pixels: each radius is a distance in its model's own input, and one number is not the "
+            "same change of a picture in both"
+        )
+    if len(set(guarantees)) > 1:
+        notes.append(
+            f"the radii make different statements, {' and '.join(dict.fromkeys(guarantees))}; "
+            "compare the same one with --guarantee network"
+        )
+    return notes
+
+
 def write_side_by_side(summaries: Sequence["Summary"]) -> None:
     """A line an artifact, then what it differs from the first by, image for image."""
     first = summaries[0]
@@ -174,7 +198,8 @@ def write_side_by_side(summaries: Sequence["Summary"]) -> None:
     for summary in summaries:
         entries = [(summary["correct"], summary["clean_interval"])]
         entries += [(entry["images"], entry["interval"]) for entry in summary["certified"]]
-        shares = [f"{share(n, summary['images'])} ({interval(i)})" for n, i in entries]
+        total = summary["images"]
+        shares = [f"{share(n, total)} ({interval(i, total)})" for n, i in entries]
         average = f"{lower(255 * Fraction(summary['average_certified_radius']), 1)}/255"
         table.add_row(cell(summary["model"]), *shares, average, summary["guarantee"])
     print_table(table)

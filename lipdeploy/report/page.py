@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from lipdeploy.breakdown import Extremes, extremes
-from lipdeploy.decimals import lower, upper
+from lipdeploy.decimals import exact_share, lower, upper
 from lipdeploy.errors import ImageError, OutputError
 from lipdeploy.files import write_atomically
 from lipdeploy.images import ImageSource, decode
 from lipdeploy.report import charts
 from lipdeploy.report.console import visible
-from lipdeploy.report.evaluation import compared_statements, interval, share
+from lipdeploy.report.evaluation import (
+    compared_statements,
+    comparison_notes,
+    interval,
+    share,
+    share_upper,
+)
 from lipdeploy.report.prediction import MEANINGS
 from lipdeploy.versions import versions
 
@@ -86,7 +92,7 @@ def render(runs: Sequence["Evaluated"], command: str, when: datetime) -> str:
     from markupsafe import Markup
 
     found = runs[0].summary.get("attack")
-    sandwich = None if found is None else charts.Sandwich.of(found)
+    sandwich = None if found is None else charts.SandwichChart.of(found)
     environment = _environment()
     style = environment.get_template("style.css").render()
     drawn = {name: Markup(svg) for name, svg in _charts(runs, sandwich).items()}
@@ -119,9 +125,11 @@ def _environment() -> "jinja2.Environment":
         "interval": interval,
         "points": lambda value: f"{100 * value:+.2f}",
         "count": lambda value: f"{value:,}",
+        "percent": lambda value, total: f"{lower(100 * exact_share(value, total), 1)} %",
+        "percent_upper": lambda value: upper(100 * Fraction(value), 1),
         "plain": _plain,
     }
-    environment.globals |= {"share": share}
+    environment.globals |= {"share": share, "share_upper": share_upper}
     return environment
 
 
@@ -140,7 +148,7 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def _charts(runs: Sequence["Evaluated"], sandwich: charts.Sandwich | None) -> dict[str, str]:
+def _charts(runs: Sequence["Evaluated"], sandwich: charts.SandwichChart | None) -> dict[str, str]:
     drawn = {
         "curve": charts.curve_chart(runs),
         "histogram": charts.histogram_chart(runs[0].evaluation),
@@ -157,6 +165,7 @@ def _content(runs: Sequence["Evaluated"]) -> dict[str, Any]:
         "summary": summary,
         "summaries": [run.summary for run in runs],
         "others": compared_statements(summary),
+        "comparison_notes": comparison_notes([run.summary for run in runs]),
         "meaning": MEANINGS[summary["guarantee"]],
         "meanings": MEANINGS,
         "mistakes": summary["mistakes"][:MISTAKES],

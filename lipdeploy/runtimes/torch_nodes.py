@@ -54,6 +54,17 @@ def _softplus(x: Tensor) -> Tensor:
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
+def _sqrt(x: Tensor) -> Tensor:
+    """The root, with the gradient 0 at 0, where a distance has no slope; torch's is infinite.
+
+    Times the gradient 0 of a sum of squares that would be NaN, in all pixels.
+    """
+    if not x.requires_grad:
+        return x.sqrt()
+    is_zero = x == 0
+    return x.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
+
+
 OPERATIONS: Mapping[str, Operation] = {
     "Add": operator.add,
     "And": operator.and_,
@@ -78,7 +89,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "Slice": _slice,
     "Softplus": _softplus,
     "Split": lambda x, sizes, *, axis: x.split(sizes, axis),
-    "Sqrt": lambda x: x.sqrt(),
+    "Sqrt": _sqrt,
     "Sub": operator.sub,
     "Transpose": lambda x, *, perm: x.permute(perm),
     "Where": lambda holds, x, y: x.where(holds, y),
