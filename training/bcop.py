@@ -48,28 +48,18 @@ def product_of_projections(matrix: Tensor, columns: Tensor) -> Tensor:
 class BcopConvolution(KernelLayer):
     """y = W x + b with W the product of an orthogonal matrix and 2 (k - 1) projections."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid: int,
-        kernel_size: int = 3,
-        *,
-        strided: bool = False,
-    ) -> None:
-        super().__init__(in_channels, out_channels, grid, kernel_size, strided=strided)
-        c = self.kernel_channels(self.channels, strided=strided)
+    def make_weights(self) -> None:
+        """See the base class."""
+        c = self.kernel_channels()
         self.weight = nn.Parameter(torch.empty(self.channels, self.channels))
         nn.init.orthogonal_(self.weight)
         # A matrix has no projections: these get no gradient, for which processes would wait.
-        columns = torch.randn(2 * (kernel_size - 1), c, c // 2)
-        self.columns = nn.Parameter(columns, requires_grad=kernel_size > 1)
+        columns = torch.randn(2 * (self.kernel_size - 1), c, c // 2)
+        self.columns = nn.Parameter(columns, requires_grad=self.kernel_size > 1)
 
-    @staticmethod
-    def kernel_channels(channels: int, *, strided: bool) -> int:
+    def kernel_channels(self) -> int:
         """Channels of the projections."""
-        del strided
-        return channels
+        return self.channels
 
     def taps(self) -> Tensor:
         """The taps of W, shape (k*k, c, c)."""
@@ -84,10 +74,9 @@ class AocConvolution(BcopConvolution):
     orthogonal as stride and kernel size are equal).
     """
 
-    @staticmethod
-    def kernel_channels(channels: int, *, strided: bool) -> int:
+    def kernel_channels(self) -> int:
         """Channels of the projections: on the fine grid a quarter."""
-        return channels // 4 if strided else channels
+        return self.channels // 4 if self.strided else self.channels
 
     def taps(self) -> Tensor:
         """The taps of W, shape (k*k, c, c)."""

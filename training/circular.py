@@ -59,6 +59,11 @@ class CircularLayer(nn.Module):
         fourier = RealFourier(grid)
         self._register("mirror", fourier.real_frequencies())
         self._register("pair", fourier.complex_frequencies())
+        self.make_weights()
+
+    @abstractmethod
+    def make_weights(self) -> None:
+        """Make the parameters that W is made of; all sizes are known."""
 
     def _register(self, name: str, frequencies: np.ndarray) -> None:
         factors = symbol_factors(frequencies, self.kernel_size, self.grid)
@@ -138,10 +143,13 @@ def uniform_taps(kernel_size: int, *channels: int) -> nn.Parameter:
 
 
 def orthonormal(raw: Tensor) -> Tensor:
-    """The orthonormal columns nearest in order to those of `raw`, shape (..., m, n), m >= n.
+    """Orthonormal columns that span what those of `raw` do, the first i what its first i do.
 
     Q of a QR decomposition with positive diagonal, which is a smooth function of a matrix of full
     rank.
+
+    Args:
+        raw: shape (..., m, n), m >= n.
     """
     q, r = torch.linalg.qr(raw)
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(raw)

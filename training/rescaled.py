@@ -40,20 +40,12 @@ class AolConvolution(KernelLayer):
 
     is_orthogonal = False
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid: int,
-        kernel_size: int = 3,
-        *,
-        strided: bool = False,
-    ) -> None:
-        super().__init__(in_channels, out_channels, grid, kernel_size, strided=strided)
+    def make_weights(self) -> None:
+        """See the base class."""
         # A single tap that keeps its channel is orthogonal; training starts near it.
-        self.weight = uniform_taps(kernel_size, self.channels, self.channels)
+        self.weight = uniform_taps(self.kernel_size, self.channels, self.channels)
         with torch.no_grad():
-            self.weight.mul_(0.1)[kernel_size**2 // 2].add_(torch.eye(self.channels))
+            self.weight.mul_(0.1)[self.kernel_size**2 // 2].add_(torch.eye(self.channels))
 
     def taps(self) -> Tensor:
         """The taps of V D, shape (k*k, c, c)."""
@@ -72,17 +64,9 @@ class SllConvolution(CircularLayer):
     is_orthogonal = False
     is_local = False
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid: int,
-        kernel_size: int = 3,
-        *,
-        strided: bool = False,
-    ) -> None:
-        super().__init__(in_channels, out_channels, grid, kernel_size, strided=strided)
-        self.weight = uniform_taps(kernel_size, self.channels, self.channels)
+    def make_weights(self) -> None:
+        """See the base class."""
+        self.weight = uniform_taps(self.kernel_size, self.channels, self.channels)
         self.log_weights = nn.Parameter(torch.zeros(self.channels))
         self.bias = nn.Parameter(torch.zeros(self.channels))
 

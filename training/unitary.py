@@ -21,17 +21,9 @@ class CayleyConvolution(CircularLayer):
 
     is_local = False
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid: int,
-        kernel_size: int = 3,
-        *,
-        strided: bool = False,
-    ) -> None:
-        super().__init__(in_channels, out_channels, grid, kernel_size, strided=strided)
-        self.weight = uniform_taps(kernel_size, self.channels, self.channels)
+    def make_weights(self) -> None:
+        """See the base class."""
+        self.weight = uniform_taps(self.kernel_size, self.channels, self.channels)
         self.length = nn.Parameter(self.weight.detach().norm())
 
     def symbol(self, cosines: Tensor, sines: Tensor) -> Symbols:
@@ -55,17 +47,9 @@ class BroConvolution(CircularLayer):
 
     is_local = False
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        grid: int,
-        kernel_size: int = 3,
-        *,
-        strided: bool = False,
-    ) -> None:
-        super().__init__(in_channels, out_channels, grid, kernel_size, strided=strided)
-        self.weight = uniform_taps(kernel_size, self.channels, max(1, self.channels // 2))
+    def make_weights(self) -> None:
+        """See the base class."""
+        self.weight = uniform_taps(self.kernel_size, self.channels, max(1, self.channels // 2))
 
     def symbol(self, cosines: Tensor, sines: Tensor) -> Symbols:
         """See the class."""

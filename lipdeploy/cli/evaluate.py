@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lipdeploy.cli import options
+from lipdeploy.cli import evaluation_options, options
 from lipdeploy.cli.values import parse_radii, test_images
 from lipdeploy.errors import UsageError
 from lipdeploy.files import check_output
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    models: options.EvaluatedModels,
-    dataset: options.TestData,
-    radii: options.Radii = None,
-    limit: options.Limit = None,
-    csv: options.ImageTable = None,
-    parquet: options.ParquetTable = None,
-    curve: options.Curve = None,
-    report: options.Report = None,
-    resume: options.ResumeFolder = None,
+    models: evaluation_options.EvaluatedModels,
+    dataset: evaluation_options.TestData,
+    radii: evaluation_options.Radii = None,
+    limit: evaluation_options.Limit = None,
+    csv: evaluation_options.ImageTable = None,
+    parquet: evaluation_options.ParquetTable = None,
+    curve: evaluation_options.Curve = None,
+    report: evaluation_options.Report = None,
+    resume: evaluation_options.ResumeFolder = None,
     data: options.Data = Path("data"),
     guarantee: options.Guarantee = None,
     tight: options.Tight = False,
@@ -37,12 +37,12 @@ def evaluate(
     runtime: options.Runtime = "auto",
     batch: options.ImagesPerBatch = 64,
     as_json: options.AsJson = False,
-    attack: options.Attack = False,
-    attack_images: options.AttackImages = None,
-    attack_seed: options.AttackSeed = 0,
-    auto_attack: options.AutoAttack = False,
-    explain: options.Explain = None,
-    explain_image: options.ExplainImage = None,
+    attack: evaluation_options.Attack = False,
+    attack_images: evaluation_options.AttackImages = None,
+    attack_seed: evaluation_options.AttackSeed = 0,
+    auto_attack: evaluation_options.AutoAttack = False,
+    explain: evaluation_options.Explain = None,
+    explain_image: evaluation_options.ExplainImage = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,

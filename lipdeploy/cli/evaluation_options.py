@@ -1,0 +1,96 @@
+"""Arguments and options of `lipdeploy evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lipdeploy.cli.options import one_of
+
+EvaluatedModels = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Exported engines, or a model.pt, which is frozen as by export; several are compared "
+        "image by image.",
+    ),
+]
+TestData = Annotated[
+    str,
+    typer.Argument(
+        autocompletion=one_of("cifar10", "cifar100"),
+        help="cifar10, cifar100, a folder with test/<class>/* images, or a .csv list with the "
+        "columns path (relative to it) and label.",
+    ),
+]
+Radii = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--radii",
+        help="Radius to count at, as 36/255 or 0.5; several, or several separated by commas. By "
+        "default 36/255,72/255,108/255,1.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(help="Only this many images, at equal distances.")]
+ImageTable = Annotated[Path | None, typer.Option("--csv", help="Write a CSV line an image here.")]
+ParquetTable = Annotated[
+    Path | None, typer.Option("--parquet", help="Write the same lines as a Parquet file here.")
+]
+Curve = Annotated[
+    Path | None, typer.Option(help="Draw certified accuracy against the radius here, as a PNG.")
+]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write a report here, a single HTML file: what is guaranteed, curves, classes, images."
+    ),
+]
+ResumeFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        help="Keep the result of each image in this folder, and go on from what is there: the same "
+        "command again after a kill ends with the same numbers. Other artifacts or images than it "
+        "was begun with are refused by hash.",
+    ),
+]
+
+Attack = Annotated[
+    bool,
+    typer.Option(
+        "--attack",
+        help="Attack the right answers, too, and show certified accuracy, accuracy under attack "
+        "and what lies between; every adversarial example is confirmed by the engine. Exit status "
+        "1 if one contradicts a certificate.",
+    ),
+]
+AttackImages = Annotated[
+    int | None,
+    typer.Option(
+        help="Attack only this many of the images, at equal distances; by default all of them."
+    ),
+]
+AttackSeed = Annotated[int, typer.Option(help="Seed of the attacks' random starts.")]
+AutoAttack = Annotated[
+    bool,
+    typer.Option(
+        "--auto-attack",
+        help="Run AutoAttack, too, at each radius on every image not broken there, certified or "
+        "not: about 7,000 evaluations of the network each, so use --attack-images. Implies "
+        "--attack; needs pyautoattack.",
+    ),
+]
+Explain = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for pictures of what the attacks found (images beside their adversarial "
+        "examples, both curves) and a table of all attacked images; implies --attack.",
+    ),
+]
+ExplainImage = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="End of the path of an image to draw; several. By default those with the largest and "
+        "smallest radius and the smallest ratio of perturbation to radius.",
+    ),
+]
