@@ -101,7 +101,7 @@ bench-train-quick: $(VENV)/.test
 
 # One choice at a time around a base network; about an hour.
 study: $(VENV)/.test
-	$(BIN)/python benchmarks/study.py --data $(DATA)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/study.py --data $(DATA)
 
 TRAINED ?= samples/model.pt
 

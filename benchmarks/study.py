@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from workers import each_on_a_core
 
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.report.console import print_note
@@ -121,17 +123,46 @@ def accuracies(model: Path, images: LabelledImages) -> tuple[float, tuple[float,
     return float(right.mean()), tuple(float((right & (radii > r)).mean()) for r in RADII)
 
 
-def run(variant: Variant, seed: int, dataset: Dataset, held: LabelledImages) -> Run:
-    """Train and evaluate one network."""
+@dataclass(frozen=True)
+class Task:
+    """A run that is to be made.
+
+    Attributes:
+        variant: what is trained.
+        seed: of it.
+        data: folder of the images.
+        deadline: in seconds of `time.time`, after which it is not begun.
+    """
+
+    variant: Variant
+    seed: int
+    data: Path
+    deadline: float
+
+
+@cache
+def images(data: Path) -> tuple[Dataset, LabelledImages]:
+    """What every run trains on, and what it is judged by."""
+    whole = load_folder(data, None, 1, lambda done, total: None)
+    used, _ = split_validation(whole.images, 1 - (IMAGES + HELD) / len(whole.images), SPLIT_SEED)
+    training, held = split_validation(used, HELD / len(used), SPLIT_SEED)
+    return Dataset(whole.name, whole.classes, training), held
+
+
+def run(task: Task) -> Run | None:
+    """Train and evaluate one network, where there is time."""
+    if time.time() > task.deadline:
+        return None
+    variant, (dataset, held) = task.variant, images(task.data)
     shape = Architecture(32, len(dataset.classes), **(BASE | variant.shape))
-    options = TrainingOptions(**(SCHEDULE | variant.options), seed=seed, validation=0)
+    options = TrainingOptions(**(SCHEDULE | variant.options), seed=task.seed, validation=0)
     with TemporaryDirectory() as folder:
         trainer = Trainer(dataset, shape, options, Path(folder) / "run", "make study")
         start = time.perf_counter()
         trainer.run(Silent())
         seconds = time.perf_counter() - start
         clean, certified = accuracies(trainer.model_path, held)
-    return Run(variant.name, seed, seconds, clean, certified)
+    return Run(variant.name, task.seed, seconds, clean, certified)
 
 
 def read() -> list[Run]:
@@ -143,11 +174,11 @@ def read() -> list[Run]:
 
 
 def missing(runs: list[Run]) -> Iterator[tuple[Variant, int]]:
-    """What is not there: first seeds first."""
+    """What is not there, rows of several seeds first."""
     done = {(found.name, found.seed) for found in runs}
-    for seed in SEEDS:
-        for variant in VARIANTS:
-            if seed in variant.seeds and (variant.name, seed) not in done:
+    for variant in sorted(VARIANTS, key=lambda variant: -len(variant.seeds)):
+        for seed in variant.seeds:
+            if (variant.name, seed) not in done:
                 yield variant, seed
 
 
@@ -161,8 +192,9 @@ def percent(values: list[float]) -> str:
 def print_table(runs: list[Run]) -> None:
     """One line a variant."""
     title = (
-        f"{IMAGES:,} images of cifar10-jpeg, {SCHEDULE['epochs']} epochs, {HELD:,} other training "
-        f"images, %; ± is the largest distance of a seed from the mean; a standard error is 1.1"
+        f"{IMAGES:,} images of cifar10-jpeg, {SCHEDULE['epochs']} epochs, one thread each, "
+        f"{HELD:,} other training images, %; ± is the largest distance of a seed from the mean, a "
+        f"standard error of one is 1.1"
     )
     table = Table("", "seeds", "clean", *(f"{r}/255" for r in RADII), "s", title=title)
     for variant in VARIANTS:
@@ -181,16 +213,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"))
     parser.add_argument("--minutes", type=float, default=90.0, help="begin no run after that")
     asked = parser.parse_args()
-    whole = load_folder(asked.data, None, 1, lambda done, total: None)
-    used, _ = split_validation(whole.images, 1 - (IMAGES + HELD) / len(whole.images), SPLIT_SEED)
-    training, held = split_validation(used, HELD / len(used), SPLIT_SEED)
-    dataset = Dataset(whole.name, whole.classes, training)
-    runs, start = read(), time.monotonic()
-    for variant, seed in missing(runs):
-        if time.monotonic() - start > 60 * asked.minutes:
-            break
-        runs.append(run(variant, seed, dataset, held))
-        print_note(str(runs[-1]))
+    deadline = time.time() + 60 * asked.minutes
+    runs = read()
+    tasks = [Task(variant, seed, asked.data, deadline) for variant, seed in missing(runs)]
+    for found in filter(None, each_on_a_core(run, tasks)):
+        runs.append(found)
+        print_note(str(found))
         RESULTS.write_text(json.dumps([asdict(row) for row in runs], indent=1) + "\n")
     print_table(runs)
 
