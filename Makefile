@@ -16,7 +16,7 @@ CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
-  bench-train bench-train-quick study recipes install-check cifar10 bundled-model clean
+  bench-train bench-train-quick study recipes resume-check install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -71,6 +71,10 @@ LIMIT ?= 1000000
 sandwich: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \
 	  --limit $(LIMIT) --explain runs/sandwich
+
+# 50,000 images evaluated twice, once killed in the middle; the last line is one JSON object.
+resume-check: $(VENV)/.demo
+	$(BIN)/python benchmarks/resume_check.py $(MODEL) $(DATA)
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy
