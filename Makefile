@@ -16,7 +16,7 @@ CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
   certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
-  bench-train bench-train-quick study recipes resume-check install-check cifar10 bundled-model clean
+  bench-train bench-train-quick study head-gap recipes resume-check install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -106,6 +106,10 @@ bench-train-quick: $(VENV)/.test
 # One choice at a time around a base network; about an hour.
 study: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/study.py --data $(DATA)
+
+# What the certificates of the heads of the study give away in feature space.
+head-gap: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/head_gap.py --data $(DATA) runs/study/base-*.pt runs/study/mlp-*.pt
 
 TRAINED ?= samples/model.pt
 

@@ -7,6 +7,8 @@ frozen network. Rows that are there already are not trained again.
 
 import argparse
 import json
+import re
+import shutil
 import statistics
 import time
 from collections.abc import Iterator
@@ -32,12 +34,16 @@ from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.sampling import split_validation
 
 RESULTS = Path(__file__).parent / "results" / "study-cpu.json"
+MODELS = Path("runs") / "study"
 IMAGES, HELD = 10_000, 2_000
 RADII = (36, 72, 108)
 SEEDS = (0, 1, 2)
 SPLIT_SEED = 1234
 BASE = {"width": 16, "head": "lln"}
 SCHEDULE: dict[str, Any] = {"epochs": 6, "batch_size": 128, "precision": "bfloat16"}
+
+SHORTER = {"offset": 0.2, "temperature": 0.125}
+"""Half of the default: softplus has half the slope of the identity where its argument is small."""
 
 
 @dataclass(frozen=True)
@@ -56,26 +62,32 @@ class Variant:
     options: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS[:1]
 
+    @property
+    def file_name(self) -> str:
+        """The name without what does not belong into one."""
+        return re.sub(r"[^a-z0-9.]+", "-", self.name.lower())
+
 
 VARIANTS = (
     Variant("base: SOC, LLN head, width 16, depth 5", seeds=SEEDS),
-    Variant("zero padding", {"padding": "zero"}, seeds=SEEDS),
     Variant("linear head", {"head": "linear"}),
     Variant("MLP head", {"head": "mlp"}, seeds=SEEDS),
+    Variant("MLP head, u 0.2, T 0.125", {"head": "mlp"}, SHORTER, SEEDS),
     Variant("MLP head, curvature penalty 0.1", {"head": "mlp"}, {"curvature": 0.1}),
     Variant("MLP head, curvature penalty 0.5", {"head": "mlp"}, {"curvature": 0.5}),
+    Variant("zero padding", {"padding": "zero"}, seeds=SEEDS),
     Variant("projection pooling", {"pooling": "projection"}),
     Variant("Householder activation", {"activation": "householder"}),
     Variant("Householder activation, order 2", {"activation": "householder2"}),
     Variant("u 1.41, T 0.25", options={"offset": 1.41}),
     Variant("u 0.35, T 0.06", options={"offset": 0.35, "temperature": 0.06}),
-    Variant("BCOP", {"layer": "bcop"}),
-    Variant("AOC", {"layer": "aoc"}),
-    Variant("Cayley", {"layer": "cayley"}),
-    Variant("BRO", {"layer": "bro"}),
-    Variant("AOL", {"layer": "aol"}),
-    Variant("SLL", {"layer": "sll"}),
-    Variant("width 8", {"width": 8}),
+    Variant("width 8", {"width": 8}, seeds=SEEDS),
+    Variant("BCOP, width 8", {"layer": "bcop", "width": 8}),
+    Variant("AOC, width 8", {"layer": "aoc", "width": 8}),
+    Variant("Cayley, width 8", {"layer": "cayley", "width": 8}),
+    Variant("BRO, width 8", {"layer": "bro", "width": 8}),
+    Variant("AOL, width 8", {"layer": "aol", "width": 8}),
+    Variant("SLL, width 8", {"layer": "sll", "width": 8}),
     Variant("width 32", {"width": 32}),
     Variant("depth 10", {"depth": 10}),
     Variant("depth 15", {"depth": 15}),
@@ -162,6 +174,8 @@ def run(task: Task) -> Run | None:
         trainer.run(Silent())
         seconds = time.perf_counter() - start
         clean, certified = accuracies(trainer.model_path, held)
+        MODELS.mkdir(parents=True, exist_ok=True)
+        shutil.move(trainer.model_path, MODELS / f"{variant.file_name}-{task.seed}.pt")
     return Run(variant.name, task.seed, seconds, clean, certified)
 
 

@@ -1,4 +1,4 @@
-"""The opponent of the training benchmark takes the paper's steps; the study goes on."""
+"""The opponent of the training benchmark takes the paper's steps; the study; gaps of heads."""
 
 import copy
 import importlib.util
@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from helpers import make_network
 from paper import PaperNetwork
 from torch import Tensor, nn
+
+from lipdeploy.exporters.freeze import freeze_head
+from lipdeploy.training.heads import HeadName, make_head
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -72,3 +76,22 @@ def test_the_study_goes_on_where_it_stopped(
     assert list(study.missing([done])) == rest
     study.print_table([done])
     assert "50.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["lln", "mlp"])
+def test_the_nearest_point_found_is_outside_of_the_certified_ball(name: HeadName) -> None:
+    torch.manual_seed(0)
+    head = make_head(name, 6, 3).double()
+    features = 3 * torch.randn(40, 6, dtype=torch.double)
+    frozen = freeze_head(head)
+    winners = frozen.logits(features.numpy()).argmax(axis=1)
+    certified = frozen.radii_lower(features.numpy(), winners)
+    of = torch.from_numpy(winners)
+    gap = script("head_gap")
+    found = torch.stack([gap.nearest(head, features, of, (of + i) % 3) for i in (1, 2)])
+    nearest = found.amin(dim=0).numpy()
+    assert (nearest >= certified).all()
+    if name == "lln":
+        np.testing.assert_allclose(nearest, certified, rtol=1e-4)
+    else:
+        assert np.isfinite(nearest).mean() > 0.5
