@@ -2,8 +2,8 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
-# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich, timing,
-# certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
+# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
+# corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
 # bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
@@ -14,8 +14,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
-  certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
+.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich \
+  corruptions timing certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
   bench-train bench-train-quick study recipes install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
@@ -71,6 +71,10 @@ LIMIT ?= 1000000
 sandwich: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \
 	  --limit $(LIMIT) --explain runs/sandwich
+
+# Right and certified answers under nine corruptions in five severities; 46 answers an image.
+corruptions: $(VENV)/.demo
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --corruptions --limit $(LIMIT)
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy
