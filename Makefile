@@ -3,8 +3,8 @@
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
-# corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
-# bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
+# corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
+# bench-peers, bench-gpu, bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv

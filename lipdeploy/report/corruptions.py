@@ -98,8 +98,8 @@ def tell_contradiction(
     if pair is None or not pair.contradicts or view.clean is None or view.pixels is None:
         return None
     how = f"{view.way.name} of severity {view.way.severity}"
-    index = pair.second.class_index
-    found = Adversarial(_as_input(view.pixels), pair.distance_255, index, how)
+    index, distance = pair.second.class_index, math.nextafter(pair.distance_255, math.inf)
+    found = Adversarial(_as_input(view.pixels), distance, index, how)
     # What is promised is the answer for the clean image, right or wrong.
     broken = Attacked(pair.first.label, pair.first, _as_input(view.clean), found, found)
     return tell_broken(broken, number, folder, predictor, command)
