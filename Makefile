@@ -2,9 +2,9 @@
 # make test: install with the test extras and run the tests.
 # make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
-# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich, timing,
-# certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench, bench-peers, bench-gpu,
-# bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
+# By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
+# corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
+# bench-peers, bench-gpu, bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,9 +14,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 CONSTRAINTS ?= constraints-cpu.txt
 CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
-.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich timing \
-  certify-timing freeze-timing engines-check gpu-check bench bench-quick bench-peers bench-gpu \
-  bench-train bench-train-quick study head-gap recipes resume-check install-check cifar10 bundled-model clean
+.PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich \
+  corruptions resume-check timing certify-timing freeze-timing engines-check gpu-check bench bench-quick \
+  bench-peers bench-gpu bench-train bench-train-quick study head-gap recipes install-check cifar10 \
+  bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -75,6 +76,10 @@ sandwich: $(VENV)/.test
 # 50,000 images evaluated twice, once killed in the middle; the last line is one JSON object.
 resume-check: $(VENV)/.demo
 	$(BIN)/python benchmarks/resume_check.py $(MODEL) $(DATA)
+
+# Right and certified answers under nine corruptions in five severities; 46 answers an image.
+corruptions: $(VENV)/.demo
+	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --corruptions --limit $(LIMIT)
 
 timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/command_times.py $(BIN)/lipdeploy

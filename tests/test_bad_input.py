@@ -723,6 +723,27 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "cifar: neither a folder nor one of cifar10, cifar100; did you mean cifar10",
     ),
     (
+        "usage: no corruption of that name",
+        lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--corruption", "gausian_blur"],
+        2,
+        "--corruption gausian_blur: expected one of .*did you mean gaussian_blur",
+    ),
+    (
+        "usage: no severity",
+        lambda s: [
+            *["evaluate", s.workshop / "model.onnx", s.images],
+            *["--corruptions", "--severity", "1,6"],
+        ],
+        2,
+        "--severity 6: expected one of 1, 2, 3, 4, 5",
+    ),
+    (
+        "usage: severities of nothing",
+        lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--severity", "1"],
+        2,
+        "--severity needs --corruptions, or --corruption NAME",
+    ),
+    (
         "usage: no limit",
         lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--limit", "0"],
         2,

@@ -13,6 +13,7 @@ from helpers import own_test_set
 from typer.main import get_command
 
 from lipdeploy.cli import app
+from lipdeploy.corruptions import CORRUPTIONS
 from lipdeploy.report.prediction import FIELDS
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -135,9 +136,25 @@ def test_evaluating_works_as_described(
         status, output, errors = run_cli(*command.split())
         assert status == 0, errors
         assert "certified at" in output
-    assert len(commands) == 5
+    assert len(commands) == 6
     assert (checkout / "report.html").is_file()
     assert (checkout / "images.parquet").is_file()
+
+
+def test_quoted_measurements_are_those_that_were_made(source: Path) -> None:
+    text = (source / "docs" / "evaluate.md").read_text()
+    results = (source / "benchmarks" / "results" / "corruptions-cpu.txt").read_text().splitlines()
+    quoted = re.findall(r"^    (\S.* %.*)", text, re.MULTILINE)
+    assert len(quoted) >= 5
+    assert set(quoted) <= set(results)
+
+
+def test_the_constants_of_corruptions_are_those_that_are_documented(source: Path) -> None:
+    text = (source / "docs" / "evaluate.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d., ]+) \|$", text, re.MULTILINE)
+    assert {name: tuple(map(float, numbers.split(","))) for name, numbers in rows} == {
+        name: corruption.strengths for name, corruption in CORRUPTIONS.items()
+    }
 
 
 def test_long_commands_in_the_samples_are_make_targets(source: Path) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from lipdeploy import Predictor
+from lipdeploy.cli.corruption import corruption_request, run_corruptions
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.evaluation import STANDARD_RADII, Evaluation, Outcome, outcomes
 from lipdeploy.prediction import Certificate, Prediction
@@ -115,7 +116,18 @@ def with_attack(run: Evaluated, **changes: object) -> Evaluated:
     return replace(run, summary=run.summary | {"attack": ATTACK | changes})
 
 
-@pytest.fixture(params=["alone", "with attacks", "two models"])
+@pytest.fixture(scope="module")
+def with_corruptions(run: Evaluated, source: Path) -> Evaluated:
+    """The same with what two corruptions do to a few of the images."""
+    request = corruption_request(False, ["contrast,pixelate"], ["1,5"], 0)
+    assert request is not None
+    with Predictor(source / "samples" / "model.onnx") as predictor:
+        few, settings = run.images.spread(5), dict[str, object]()
+        found = run_corruptions(Path("a"), predictor, few, STANDARD_RADII, settings, request)
+    return replace(run, summary=run.summary | {"corruptions": found})
+
+
+@pytest.fixture(params=["alone", "with attacks", "with corruptions", "two models"])
 def text(request: pytest.FixtureRequest, run: Evaluated, tmp_path: Path) -> str:
     """The report in each of its shapes."""
     if request.param == "two models":
@@ -123,6 +135,8 @@ def text(request: pytest.FixtureRequest, run: Evaluated, tmp_path: Path) -> str:
         rows = [row | {"only_this": 0, "only_other": 0}]
         against = {"against": {"model": "first", "differences": rows}}
         return made([run, replace(run, summary=run.summary | against)], tmp_path)
+    if request.param == "with corruptions":
+        return made([request.getfixturevalue("with_corruptions")], tmp_path)
     return made([with_attack(run) if request.param == "with attacks" else run], tmp_path)
 
 
@@ -172,7 +186,7 @@ def test_the_page_can_be_read_by_everybody(text: str) -> None:
 
 def test_every_chart_is_an_image_with_a_name_and_a_description(text: str) -> None:
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(charts) == 3 + ("Under attack" in text)
+    assert len(charts) == 3 + ("Under attack" in text) + ('id="corruptions"' in text)
     for chart in charts:
         drawn = ElementTree.fromstring(chart)
         assert drawn.get("role") == "img"
@@ -222,6 +236,23 @@ def test_attacks_have_a_place(run: Evaluated, tmp_path: Path) -> None:
     broken = Page(made([changed], tmp_path))
     assert "2 certified images were broken within their radius" in broken.text
     assert "The guarantee is not true of this file" in broken.text
+
+
+def test_corruptions_have_a_place(with_corruptions: Evaluated, tmp_path: Path) -> None:
+    page = Page(made([with_corruptions], tmp_path))
+    found = with_corruptions.summary["corruptions"]
+    assert f"{found['inside_radius']} of 20 corrupted images lie inside" in page.text
+    assert "0 break that promise" in page.text
+    assert "Nothing is guaranteed about a corruption" in page.text
+    for row in found["rows"]:
+        severity = str(row["severity"] or "")
+        (shown,) = [r for r in page.rows if r[:2] == [row["corruption"], severity]]
+        counts = [row["correct"], *(entry["images"] for entry in row["certified"])]
+        assert shown[2:7] == [f"{20 * count}.00 %" for count in counts]
+        assert shown[-1] == (str(row["inside_radius"]) if severity else "")
+    assert not with_corruptions.is_contradicted
+    broken = found | {"broken_certificates": 1}
+    assert replace(with_corruptions, summary={"corruptions": broken}).is_contradicted
 
 
 def value_at(points: Sequence[tuple[float, float]], x: float) -> float:

@@ -43,6 +43,10 @@ def evaluate(
     auto_attack: evaluation_options.AutoAttack = False,
     explain: evaluation_options.Explain = None,
     explain_image: evaluation_options.ExplainImage = None,
+    corruptions: evaluation_options.Corruptions = False,
+    corruption: evaluation_options.Corruption = None,
+    severity: evaluation_options.Severity = None,
+    corruption_seed: evaluation_options.CorruptionSeed = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     debug: options.Debug = False,
@@ -50,11 +54,12 @@ def evaluate(
     """Count right answers, and right answers certified at each radius, on a test set.
 
     Several models are compared on the same images. Images that cannot be read count as wrong; exit
-    status 1 if there are any, or if an attack contradicts a certificate.
+    status 1 if there are any, or if an attack or a corruption contradicts a certificate.
 
     Example: lipdeploy evaluate runs/cifar10/model.onnx cifar10 --report report.html
     """
     from lipdeploy.cli.attack import attack_request
+    from lipdeploy.cli.corruption import corruption_request
     from lipdeploy.evaluation import STANDARD_RADII
 
     counted = parse_radii(radii) if radii else STANDARD_RADII
@@ -67,6 +72,7 @@ def evaluate(
     )
     if request is not None and len(models) > 1:
         raise UsageError(f"--attack and --explain take one model, got {len(models)}")
+    shift = corruption_request(corruptions, corruption, severity, corruption_seed)
     images = test_images(dataset, data)
     images = images if limit is None else images.spread(limit)
     settings = {"guarantee": guarantee, "tight": tight, "device": device, "runtime": runtime}
@@ -74,7 +80,7 @@ def evaluate(
     from lipdeploy.cli.evaluation_task import Task
     from lipdeploy.report.images import image_tables
 
-    task = Task(images, counted, settings | {"batch_size": batch}, resume, attack=request)
+    task = Task(images, counted, settings | {"batch_size": batch}, resume, None, request, shift)
     if resume is not None or report is not None:
         with stages() as stage:
             stage("hash the images")
@@ -137,6 +143,7 @@ def _write(
     """Files first: they must not be lost where nobody reads standard output to its end."""
     from lipdeploy.report import evaluation as terminal
     from lipdeploy.report.attack import write_sandwich
+    from lipdeploy.report.corruptions import write_corruptions
 
     if outputs.curve is not None:
         _write_curve(outputs.curve, runs, radii)
@@ -155,6 +162,9 @@ def _write(
         terminal.write_evaluation(summaries[0])
         if "attack" in summaries[0]:
             write_sandwich(summaries[0]["attack"])
+    for summary in () if as_json else summaries:
+        if "corruptions" in summary:
+            write_corruptions(summary["corruptions"], summary["model"] if len(runs) > 1 else "")
     if written := outputs.written():
         print_note(f"wrote {', '.join(written)}")
 

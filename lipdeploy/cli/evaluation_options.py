@@ -7,6 +7,19 @@ import typer
 
 from lipdeploy.cli.options import one_of
 
+CORRUPTION_NAMES = (
+    "gaussian_noise",
+    "shot_noise",
+    "impulse_noise",
+    "gaussian_blur",
+    "motion_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg_compression",
+)
+"""The keys of `lipdeploy.corruptions.CORRUPTIONS`, which is not imported for a help text."""
+
 EvaluatedModels = Annotated[
     list[Path],
     typer.Argument(
@@ -54,6 +67,36 @@ ResumeFolder = Annotated[
         "was begun with are refused by hash.",
     ),
 ]
+
+Corruptions = Annotated[
+    bool,
+    typer.Option(
+        "--corruptions",
+        help="Count right and certified answers on corrupted images, too: noise, blur, light, "
+        "pixelation and JPEG as in CIFAR-10-C, of the 8-bit image of the network's size. A radius "
+        "is then one around the corrupted image; nothing is guaranteed about the corruption. Exit "
+        "status 1 if an answer inside of the clean image's radius contradicts its certificate.",
+    ),
+]
+Corruption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--corruption",
+        autocompletion=one_of(*CORRUPTION_NAMES),
+        help=f"Only this corruption; several, or several separated by commas. One of "
+        f"{', '.join(CORRUPTION_NAMES)}.",
+    ),
+]
+Severity = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--severity",
+        autocompletion=one_of("1", "2", "3", "4", "5"),
+        help="Severity of the corruptions, 1 to 5; several, or several separated by commas. By "
+        "default 1,2,3,4,5.",
+    ),
+]
+CorruptionSeed = Annotated[int, typer.Option(help="Seed of the corruptions' random numbers.")]
 
 Attack = Annotated[
     bool,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lipdeploy.cli.attack import AttackRequest, run_attack
+from lipdeploy.cli.corruption import CorruptionRequest, run_corruptions
 from lipdeploy.cli.values import engine_of
 from lipdeploy.evaluation import Evaluation, outcomes
 from lipdeploy.files import make_writable_folder, only_writer
@@ -21,6 +22,7 @@ from lipdeploy.report.images import ImageWriter
 from lipdeploy.report.summary import Course, Evaluated, evaluation_summary
 
 if TYPE_CHECKING:
+    from lipdeploy.artifact import Engine
     from lipdeploy.datasets import LabelledSources
     from lipdeploy.evaluation import Outcome
 
@@ -36,6 +38,7 @@ class Task:
         journals: folder of the results of each image; None to keep none.
         data_sha256: hash of the images; None where nobody needs it.
         attack: what to attack; None for nothing.
+        corruptions: what to corrupt the images with; None for nothing.
     """
 
     images: "LabelledSources[Any]"
@@ -44,6 +47,7 @@ class Task:
     journals: Path | None = None
     data_sha256: str | None = None
     attack: AttackRequest | None = None
+    corruptions: CorruptionRequest | None = None
 
     @contextmanager
     def only_writer(self) -> Iterator[None]:
@@ -81,7 +85,22 @@ class Task:
                 settings, request = self.settings, self.attack
                 attacked = run_attack(model, predictor, images, self.radii, settings, request)
                 summary |= {"attack": attacked}
+            if self.corruptions is not None:
+                shift = self._corrupted(model, engine, images, self.corruptions)
+                summary |= {"corruptions": shift}
             return Evaluated(result, images, summary)
+
+    def _corrupted(
+        self,
+        model: Path,
+        engine: "Path | Engine",
+        images: "LabelledSources[Any]",
+        request: CorruptionRequest,
+    ) -> dict[str, Any]:
+        """What corruptions do, by the statement that was asked for alone: others take time."""
+        settings = self.settings
+        with Predictor(engine, **settings) as predictor:
+            return run_corruptions(model, predictor, images, self.radii, settings, request)
 
     def _outcomes(
         self,

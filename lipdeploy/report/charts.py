@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 RADIUS = "radius, l2 in 1/255 of the pixel range"
 BARS = 24
 POINTS = 300
+SERIES = 6
+"""Lines that can be told apart."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,33 @@ def calibration_chart(run: "Evaluated") -> str:
     names = ["this model", "confidence and share of right answers equal"]
     chart = Chart("calibration", "Reliability of the confidence", description, *axes, names)
     return chart.lines(lines)
+
+
+def corruption_chart(found: dict[str, Any]) -> str:
+    """Right and certified answers by severity, all corruptions together; see `write_corruptions`.
+
+    Args:
+        found: the field `corruptions` of a summary.
+    """
+    points = [found["rows"][0], *found["all_by_severity"]]
+    names = ["right", *(f"certified at {entry['exactly']}" for entry in points[0]["certified"])]
+    series = [
+        [(p["severity"], 100 * p["accuracy"]) for p in points],
+        *(
+            [(p["severity"], 100 * p["certified"][index]["accuracy"]) for p in points]
+            for index in range(len(names) - 1)
+        ),
+    ]
+    lines = [Line(one, is_step=False, marks=one) for one in series[:SERIES]]
+    description = (
+        "A line for right answers and one for each radius, from images as they are, severity 0, to "
+        f"severity {points[-1]['severity']}: {share(points[0]['correct'], points[0]['images'])} "
+        f"right without corruption, {share(points[-1]['correct'], points[-1]['images'])} at the "
+        "end."
+    )
+    axes = Axis("severity", points[-1]["severity"]), Axis("answers, %", 100)
+    title = "Right and certified by severity"
+    return Chart("corruption", title, description, *axes, names[:SERIES]).lines(lines)
 
 
 def sandwich_chart(sandwich: SandwichChart) -> str:

@@ -18,6 +18,7 @@ from lipdeploy.files import write_atomically
 from lipdeploy.images import ImageSource, decode
 from lipdeploy.report import charts
 from lipdeploy.report.console import visible
+from lipdeploy.report.corruptions import corruption_notes, inside_line
 from lipdeploy.report.evaluation import (
     compared_statements,
     comparison_notes,
@@ -75,8 +76,8 @@ def write_page(runs: Sequence["Evaluated"], command: str, path: Path) -> None:
     """Write the report: the first artifact in full, others beside it.
 
     Args:
-        runs: at least one artifact, all on the same images; what attacks found on the first is
-            shown.
+        runs: at least one artifact, all on the same images; what attacks and corruptions found on
+            the first is shown.
         command: that makes the report again.
         path: of the file.
 
@@ -154,12 +155,15 @@ def _charts(runs: Sequence["Evaluated"], sandwich: charts.SandwichChart | None) 
         "histogram": charts.histogram_chart(runs[0].evaluation),
         "calibration": charts.calibration_chart(runs[0]),
     }
+    if "corruptions" in runs[0].summary:
+        drawn["corruption"] = charts.corruption_chart(runs[0].summary["corruptions"])
     return drawn | ({} if sandwich is None else {"sandwich": charts.sandwich_chart(sandwich)})
 
 
 def _content(runs: Sequence["Evaluated"]) -> dict[str, Any]:
     first = runs[0]
     summary = first.summary
+    shifts = summary.get("corruptions")
     found = extremes(first.evaluation, PICTURES)
     return {
         "summary": summary,
@@ -169,6 +173,8 @@ def _content(runs: Sequence["Evaluated"]) -> dict[str, Any]:
         "meaning": MEANINGS[summary["guarantee"]],
         "meanings": MEANINGS,
         "mistakes": summary["mistakes"][:MISTAKES],
+        "corruptions": shifts,
+        "corruption_notes": [inside_line(shifts), *corruption_notes(shifts)] if shifts else [],
         "is_long": len(summary["classes"]) > CLASSES_OPEN,
         "pictures": _pictures(first, found),
         "versions": versions(),

@@ -43,8 +43,9 @@ class Evaluated:
 
     @property
     def is_contradicted(self) -> bool:
-        """Whether an attack broke a certificate."""
-        return bool(self.summary.get("attack", {}).get("broken_certificates"))
+        """Whether an attack or a corruption broke a certificate."""
+        found = (self.summary.get(name, {}) for name in ("attack", "corruptions"))
+        return any(part.get("broken_certificates") for part in found)
 
 
 @dataclass(frozen=True)
