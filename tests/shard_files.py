@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pytest
 from pyarrow import parquet
+
+from lipdeploy.datasets import scan_test_set
+from lipdeploy.errors import DatasetError
 
 STRUCT = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 
@@ -60,3 +64,12 @@ def write_parquet(path: Path, table: pyarrow.Table, rows: int = 7, **options: An
     path.parent.mkdir(parents=True, exist_ok=True)
     parquet.write_table(table, path, row_group_size=rows, **options)
     return path
+
+
+def assert_refused(path: Path, data: bytes, message: str) -> None:
+    """A test set in a file of this name and content is refused in one line that says why."""
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match=message) as refused:
+        scan_test_set(str(path))
+    assert str(path) in str(refused.value)
+    assert "\n" not in str(refused.value)
