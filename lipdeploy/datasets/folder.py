@@ -19,7 +19,7 @@ def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
         raise DatasetError(
             f"{root}: expected folders {part}/<class>/* with images, found no {base}"
         )
-    names = _class_folders(base)
+    names = class_folders(base)
     if len(names) < 2:
         found = f"only the class folder {names[0]!r}" if names else "no class folders"
         raise DatasetError(
@@ -40,7 +40,8 @@ def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
     return LabelledSources(str(base), tuple(names), files, labels)
 
 
-def _class_folders(base: Path) -> list[str]:
+def class_folders(base: Path) -> list[str]:
+    """Names of the folders in `base`, in order; hidden ones do not count."""
     return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
@@ -52,4 +53,4 @@ def check_test_classes(root: Path, classes: tuple[str, ...]) -> None:
     """
     base = root / "test"
     if base.is_dir():
-        check_same_classes(str(base), _class_folders(base), classes, f"{root / 'train'}")
+        check_same_classes(str(base), class_folders(base), classes, f"{root / 'train'}")

@@ -61,7 +61,7 @@ def scan_parquet(name: str, files: Sequence[Path]) -> LabelledSources[ParquetIma
         with _reading(path):
             layout = _layout(path)
             found = _labels(path, layout)
-        table = Table(path, layout.image, layout.starts, open_group)
+        table = Table(path, layout.metadata, layout.image, layout.starts, open_group)
         images += [ParquetImage(table, row) for row in range(len(found))]
         labels += found
     if not images:
@@ -96,12 +96,14 @@ class _Layout:
     """What is where in a file.
 
     Attributes:
+        metadata: of the file.
         image: path of the column of encoded images.
         label: name of the column of classes.
         classes: names of the classes that the file has for numbers; None for none.
         starts: as in `Table`.
     """
 
+    metadata: "parquet.FileMetaData"
     image: str
     label: str
     classes: tuple[str, ...] | None
@@ -112,10 +114,11 @@ def _layout(path: Path) -> _Layout:
     with open_parquet(path) as file:
         image = _image_column(path, file.schema_arrow)
         label, classes = _label_column(path, file.schema_arrow)
-        groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
+        metadata = file.metadata
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     _check_growth(path, groups, image)
     starts = tuple(accumulate((group.num_rows for group in groups), initial=0))
-    return _Layout(image, label, classes, starts)
+    return _Layout(metadata, image, label, classes, starts)
 
 
 def _check_growth(path: Path, groups: "Sequence[parquet.RowGroupMetaData]", image: str) -> None:
@@ -124,7 +127,7 @@ def _check_growth(path: Path, groups: "Sequence[parquet.RowGroupMetaData]", imag
         columns = (group.column(index) for index in range(group.num_columns))
         stored = next(column for column in columns if column.path_in_schema == image)
         before, after = stored.total_compressed_size, stored.total_uncompressed_size
-        if group.num_rows < 0 or after > max(HARMLESS_BYTES, MAX_GROWTH * before):
+        if after > max(HARMLESS_BYTES, MAX_GROWTH * before):
             raise DatasetError(
                 f"{path}: row group {number} says that it grows from {before:,} to {after:,} bytes "
                 "when it is decompressed; write the images without compression"

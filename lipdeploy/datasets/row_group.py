@@ -25,16 +25,27 @@ BUFFER = 1 << 18
 """Bytes that are read from the file at a time; what is in memory of a row group is one page of it,
 which is up to its writer: pyarrow puts 1,024 images into one, or as many as the group has."""
 
-OpenGroup = Callable[[Path, int, str], "RowGroup"]
+OpenGroup = Callable[["Table", int], "RowGroup"]
 
 
-def open_parquet(path: Path, names: Sequence[str] = ()) -> "parquet.ParquetFile":
-    """A pyarrow.parquet.ParquetFile; the columns `names` are read as what differs in them."""
+def open_parquet(
+    path: Path,
+    names: Sequence[str] = (),
+    metadata: "parquet.FileMetaData | None" = None,
+) -> "parquet.ParquetFile":
+    """Open a Parquet file.
+
+    Args:
+        path: of the file.
+        names: columns that are read as a dictionary of what differs in them.
+        metadata: of the file, where it is known.
+    """
     from pyarrow import parquet
 
     return parquet.ParquetFile(
         path,
         buffer_size=BUFFER,
+        metadata=metadata,
         read_dictionary=list(names),
         page_checksum_verification=True,
     )
@@ -47,13 +58,13 @@ class RowGroup:
     later one are kept for a while; what is not kept is read again from the start.
     """
 
-    def __init__(self, path: Path, number: int, column: str) -> None:
-        self._place = (path, number, column)
+    def __init__(self, table: "Table", number: int) -> None:
+        self._table, self._number = table, number
         self._lock = threading.Lock()
         self._start()
 
     def _start(self) -> None:
-        self._cells, self._next = _cells(*self._place), 0
+        self._cells, self._next = _cells(self._table, self._number), 0
         self._waiting: dict[int, pyarrow.Array] = {}
         self._bytes = 0
 
@@ -92,26 +103,28 @@ class RowGroup:
             self._bytes -= self._waiting.pop(next(iter(self._waiting))).nbytes
 
 
-def _cells(path: Path, number: int, column: str) -> Iterator["pyarrow.Array"]:
+def _cells(table: "Table", number: int) -> Iterator["pyarrow.Array"]:
     """Arrays of one row each, so that never more than one image is taken out of its page."""
-    with open_parquet(path) as file:
-        columns = {"columns": [column], "row_groups": [number]}
-        for batch in file.iter_batches(batch_size=1, use_threads=False, **columns):
+    with open_parquet(table.path, metadata=table.metadata) as file:
+        where = {"columns": [table.column], "row_groups": [number]}
+        for batch in file.iter_batches(batch_size=1, use_threads=False, **where):
             yield batch.column(0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Table:
     """A Parquet file.
 
     Attributes:
         path: of the file.
+        metadata: of the file; to read it for each row group takes long where there are many.
         column: where the encoded images are.
         starts: number of the first row of each row group; at last, how many rows there are.
         open_group: opens one, or knows it still.
     """
 
     path: Path
+    metadata: "parquet.FileMetaData"
     column: str
     starts: tuple[int, ...]
     open_group: OpenGroup
@@ -119,7 +132,7 @@ class Table:
     def cell(self, row: int) -> bytes | None:
         """The encoded image in a row; see `RowGroup.cell`."""
         number = bisect_right(self.starts, row) - 1
-        return self.open_group(self.path, number, self.column).cell(row - self.starts[number])
+        return self.open_group(self, number).cell(row - self.starts[number])
 
 
 @dataclass(frozen=True, slots=True)

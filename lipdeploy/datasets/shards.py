@@ -6,6 +6,7 @@ from itertools import product
 from math import prod
 from pathlib import Path
 
+from lipdeploy.datasets.folder import class_folders
 from lipdeploy.errors import DatasetError
 
 PARQUET, TAR = ".parquet", ".tar"
@@ -75,7 +76,7 @@ def _numbers(first: str, last: str) -> list[str]:
 def _in_folder(folder: Path) -> list[Path]:
     part = folder / "test"
     # With folders of images, other files are something else, such as a table of an evaluation.
-    if part.is_dir() and any(inner.is_dir() for inner in part.iterdir()):
+    if part.is_dir() and class_folders(part):
         return []
     for base in (part, folder):
         files = sorted(base.iterdir()) if base.is_dir() else []
