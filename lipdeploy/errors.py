@@ -5,6 +5,11 @@ says what came, what was expected and what to do next.
 """
 
 
+def one_line(error: Exception, longest: int = 160) -> str:
+    """What another library says of what it was given, fit for a message of ours."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 class LipdeployError(Exception):
     """Base of all errors that a user can act upon."""
 

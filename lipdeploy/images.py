@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,34 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lipdeploy.bounds import frobenius_upper, gamma, up
-from lipdeploy.errors import ImageError
+from lipdeploy.errors import ImageError, one_line
 from lipdeploy.quiet import QuietPillow
 from lipdeploy.resize import Pixels, linear_resize
 
-ImageSource = str | Path | bytes | Image.Image | Pixels
+
+class StoredImage(ABC):
+    """An encoded image inside of a larger file, read anew whenever it is needed.
+
+    Any thread may read it.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The larger file, and where in it."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The image as it is stored, at most `MAX_FILE_BYTES`.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+
+
+ImageSource = str | Path | bytes | StoredImage | Image.Image | Pixels
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = frozenset(
@@ -89,8 +113,15 @@ class DecodedImage:
     file_norm: float | None
 
 
+def name_of(source: ImageSource) -> str | None:
+    """Where an image is; None for one in memory."""
+    if isinstance(source, StoredImage):
+        return source.name
+    return str(source) if isinstance(source, str | Path) else None
+
+
 def decode(source: ImageSource) -> DecodedImage:
-    """Decode a path, encoded bytes, a PIL image or a uint8 array of shape (height, width, 3).
+    """Decode an encoded image, a PIL image or a uint8 array of shape (height, width, 3).
 
     Raises:
         ImageError: if it cannot be decoded, is too large, or is of an unsupported kind.
@@ -102,7 +133,7 @@ def decode(source: ImageSource) -> DecodedImage:
             if isinstance(source, Image.Image):
                 with ONE_AT_A_TIME:
                     return _to_rgb(source)
-            data = source if isinstance(source, bytes) else _read(Path(source))
+            data = encoded(source)
             _check_scans(data)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _to_rgb(image)
@@ -116,7 +147,7 @@ def decode(source: ImageSource) -> DecodedImage:
             ) from error
         # Pillow's plugins raise many kinds of errors on hostile bytes; all mean the same here.
         except Exception as error:
-            raise ImageError(f"not a readable image ({_one_line(error)})") from error
+            raise ImageError(f"not a readable image ({one_line(error)})") from error
 
 
 def _check_scans(data: bytes) -> None:
@@ -145,16 +176,28 @@ def _not_an_image(source: ImageSource) -> str:
     return f"not a readable image (none of {', '.join(FORMATS)})"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
+def encoded(source: str | Path | bytes | StoredImage) -> bytes:
+    """An image as it is stored.
+
+    Raises:
+        ImageError: if it cannot be read, or is too large.
+    """
+    if isinstance(source, bytes):
+        return source
+    return source.read() if isinstance(source, StoredImage) else _read(Path(source))
+
+
+def check_bytes(count: int) -> None:
+    """Raise ImageError where an encoded image is too large to read."""
+    if count > MAX_FILE_BYTES:
+        raise ImageError(f"file is larger than {MAX_FILE_BYTES >> 20} MiB")
 
 
 def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise ImageError(_no_file(path))
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImageError(f"file is larger than {MAX_FILE_BYTES >> 20} MiB")
+        check_bytes(path.stat().st_size)
         return path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error

@@ -100,7 +100,7 @@ OPENVINO = Package(
 )
 MATPLOTLIB = Package("matplotlib", "matplotlib", "'lipdeploy[plot]'", "evaluate --curve only")
 JINJA = Package("jinja2", "jinja2", "'lipdeploy[report]'", "evaluate --report only")
-PYARROW = Package("pyarrow", "pyarrow", "'lipdeploy[parquet]'", "evaluate --parquet only")
+PYARROW = Package("pyarrow", "pyarrow", "'lipdeploy[parquet]'", "Parquet files of evaluate only")
 
 ONNXRUNTIME_PROBE = """
 import onnxruntime

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lipdeploy.errors import ImageError, ModelError
-from lipdeploy.images import ImageSource, NetworkInput, decode, network_input
+from lipdeploy.images import ImageSource, NetworkInput, decode, name_of, network_input
 from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.predictor import Predictor
 
@@ -82,7 +82,7 @@ def check_pair(predictor: Predictor, first: ImageSource, second: ImageSource) ->
         ImageError: if one cannot be read.
     """
     size = predictor.network.image_size
-    names = [s if isinstance(s, str | Path) else "an image" for s in (first, second)]
+    names = [name_of(source) or "an image" for source in (first, second)]
     inputs = []
     for source, name in zip((first, second), names, strict=True):
         try:
@@ -92,7 +92,7 @@ def check_pair(predictor: Predictor, first: ImageSource, second: ImageSource) ->
     a, b = (item.pixels.ravel().tolist() for item in inputs)
     squared = sum(((Fraction(p) - Fraction(q)) ** 2 for p, q in zip(a, b, strict=True) if p != q))
     answers = [
-        _answer(result, str(name))
+        _answer(result, name)
         for result, name in zip(predictor.answer_batch(inputs), names, strict=True)
     ]
     return Pair(answers[0], answers[1], Fraction(squared), _file_distance(first, second))

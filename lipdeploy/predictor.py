@@ -18,7 +18,14 @@ from lipdeploy.certification import BatchCertifier
 from lipdeploy.choices import check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.exporters.engine_file import read_engine
-from lipdeploy.images import PREPROCESSING, ImageSource, NetworkInput, network_input
+from lipdeploy.images import (
+    PREPROCESSING,
+    ImageSource,
+    NetworkInput,
+    StoredImage,
+    name_of,
+    network_input,
+)
 from lipdeploy.locate import find_model
 from lipdeploy.pipeline import Pipeline
 from lipdeploy.prediction import Certificate, Failure, Prediction
@@ -218,7 +225,7 @@ class Predictor:
 
     def _load(self, numbered: tuple[int, ImageSource]) -> _Loaded:
         index, source = numbered
-        name = str(source) if isinstance(source, str | Path) else f"#{index}"
+        name = name_of(source) or f"#{index}"
         with self.times.measure("decode"):
             try:
                 return _Loaded(name, network_input(source, self.network.image_size))
@@ -262,7 +269,7 @@ class Predictor:
 
 
 def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSource]:
-    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray):
+    if isinstance(sources, str | Path | bytes | StoredImage | Image.Image | np.ndarray):
         return [sources]
     return sources
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain, repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from lipdeploy.corruptions import UNCHANGED, Way, corrupted
 from lipdeploy.datasets import LabelledSources
 from lipdeploy.errors import ImageError
 from lipdeploy.evaluation import Evaluation, Outcome
-from lipdeploy.images import ImageSource, network_input
+from lipdeploy.images import ImageSource, name_of, network_input
 from lipdeploy.pairs import Pair
 from lipdeploy.prediction import Failure, Prediction
 from lipdeploy.predictor import Predictor
@@ -91,7 +90,7 @@ class _Views:
 
     def __iter__(self) -> Iterator[ImageSource]:
         for index, source in enumerate(self._sources):
-            name = str(source) if isinstance(source, str | Path) else f"#{index}"
+            name = name_of(source) or f"#{index}"
             clean = _input_pixels(source, self._size)
             for way in self._ways:
                 pixels = None if clean is None else corrupted(clean, way, self._seed)

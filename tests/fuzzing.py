@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import shard_files
 import torch
 from helpers import Silent, make_network, make_trainer
 from hypothesis import HealthCheck, Phase, Verbosity, given, seed, settings
@@ -31,6 +32,14 @@ from hypothesis import strategies as st
 from hypothesis.errors import HypothesisWarning
 from onnx import helper, numpy_helper
 from PIL import Image
+from shard_fuzzing import (
+    good_parquet_files,
+    good_tar_file,
+    members,
+    read_set,
+    tarred,
+    with_names,
+)
 
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
 from lipdeploy.built import BuildRecord, read_built, record_beside
@@ -328,6 +337,11 @@ def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
     kept = json.loads(record.to_json())
     records = texts | changes.map(lambda edits: json.dumps(changed(kept, edits)))
 
+    few = seeds.images[:5]
+    parquets, tar = st.sampled_from(good_parquet_files(few)), good_tar_file(few)
+    features = json.loads(shard_files.features(["a", "b"])["huggingface"])
+    names = texts | changes.map(lambda edits: json.dumps(changed(features, edits)))
+
     def case(read: Callable[[Any, Path], None]) -> Callable[[Any], Case]:
         return lambda value: Case(read, value)
 
@@ -351,6 +365,10 @@ def cases(seeds: Seeds) -> dict[str, st.SearchStrategy[Case]]:
             with_weights, engines, st.integers(0, 999), shapes, values
         ).map(case(read_engine)),
         "manifest": texts.map(case(read_manifest)),
+        "parquet, bytes": st.builds(damaged, parquets, damages).map(case(read_set("a.parquet"))),
+        "parquet, names": names.map(with_names).map(case(read_set("a.parquet"))),
+        "tar, bytes": st.builds(damaged, st.just(tar), damages).map(case(read_set("a.tar"))),
+        "tar, members": members.map(tarred).map(case(read_set("a.tar"))),
     }
 
 

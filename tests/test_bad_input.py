@@ -512,7 +512,7 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "dataset: missing folder",
         lambda s: ["evaluate", s.workshop / "model.onnx", s.folder / "none"],
         1,
-        "none: neither a folder nor one of",
+        "none: neither a folder, a .csv list, .parquet or .tar files, nor one of",
     ),
     (
         "dataset: no train folder",
@@ -720,7 +720,7 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "benchmark: no dataset",
         lambda s: ["benchmark", s.workshop / "model.onnx", "--data", "cifar"],
         1,
-        "cifar: neither a folder nor one of cifar10, cifar100; did you mean cifar10",
+        "tar files, nor one of cifar10, cifar100; did you mean cifar10",
     ),
     (
         "usage: no corruption of that name",

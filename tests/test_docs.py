@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import own_test_set
+from shard_files import samples_of, table_of, tar_of, write_parquet
 from typer.main import get_command
 
 from lipdeploy.cli import app
@@ -128,15 +130,20 @@ def test_evaluating_works_as_described(
     images = sorted((own_test_set(checkout / "own", source / "samples") / "test").rglob("*.jpg"))
     rows = [f"{path.relative_to(checkout)},{path.parent.name}" for path in images]
     (checkout / "list.csv").write_text("\n".join(["path,label", *rows]))
+    data, names = [path.read_bytes() for path in images], [path.parent.name for path in images]
+    write_parquet(checkout / "test.parquet", table_of(data, names))
+    for number in range(2):
+        part = tar_of(samples_of(data[number::2], names[number::2]))
+        (checkout / f"test-00{number}.tar").write_bytes(part)
     shutil.copy(small_engine, checkout / "other.onnx")
     monkeypatch.chdir(checkout)
     text = (source / "docs" / "evaluate.md").read_text()
     commands = re.findall(r"^    lipdeploy (.*)", text, re.MULTILINE)
     for command in commands:
-        status, output, errors = run_cli(*command.split())
+        status, output, errors = run_cli(*shlex.split(command))
         assert status == 0, errors
         assert "certified at" in output
-    assert len(commands) == 6
+    assert len(commands) == 8
     assert (checkout / "report.html").is_file()
     assert (checkout / "images.parquet").is_file()
 

@@ -20,6 +20,10 @@ NAMES = (
     "engine, manifest",
     "engine, weights",
     "manifest",
+    "parquet, bytes",
+    "parquet, names",
+    "tar, bytes",
+    "tar, members",
 )
 
 

@@ -8,7 +8,6 @@ up, in the space of the certificate.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from lipdeploy.attacks.searches import minimal_norm, within_ball
 from lipdeploy.datasets import LabelledSources
 from lipdeploy.decimals import float_lower
 from lipdeploy.errors import ImageError
-from lipdeploy.images import ImageSource, NetworkInput, network_input
+from lipdeploy.images import ImageSource, NetworkInput, name_of, network_input
 from lipdeploy.prediction import Failure
 from lipdeploy.predictor import Predictor
 from lipdeploy.runtimes.onnx import Device
@@ -185,7 +184,7 @@ def _answered(
 ) -> list[Attacked]:
     """Images with their answers, nothing attacked yet; the first is number `start`."""
     size = predictor.network.image_size
-    paths = [_name(source, index) for index, source in enumerate(sources, start)]
+    paths = [name_of(source) or f"#{index}" for index, source in enumerate(sources, start)]
     read = [_read(source, path, size) for source, path in zip(sources, paths, strict=True)]
     answers = iter(predictor.answer_batch([i for i in read if isinstance(i, NetworkInput)]))
     items = []
@@ -203,7 +202,3 @@ def _read(source: ImageSource, path: str, size: int) -> NetworkInput | Failure:
         return network_input(source, size)
     except ImageError as error:
         return Failure(path, str(error))
-
-
-def _name(source: ImageSource, index: int) -> str:
-    return str(source) if isinstance(source, str | Path) else f"#{index}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from lipdeploy.cli import evaluation_options, options
-from lipdeploy.cli.values import parse_radii, test_images
+from lipdeploy.cli.values import check_no_test_set, parse_radii, test_images
 from lipdeploy.errors import UsageError
 from lipdeploy.files import check_output
 from lipdeploy.report.console import print_json, print_note, stages
@@ -65,6 +65,7 @@ def evaluate(
     counted = parse_radii(radii) if radii else STANDARD_RADII
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
+    check_no_test_set(models)
     outputs = _Outputs(csv, parquet, curve, report)
     outputs.check()
     request = attack_request(

@@ -32,8 +32,9 @@ TestData = Annotated[
     str,
     typer.Argument(
         autocompletion=one_of("cifar10", "cifar100"),
-        help="cifar10, cifar100, a folder with test/<class>/* images, or a .csv list with the "
-        "columns path (relative to it) and label.",
+        help="cifar10, cifar100, a folder with test/<class>/* images, a .csv list with the columns "
+        "path (relative to it) and label, or .parquet or .tar (WebDataset) files: one, a folder of "
+        "them, or a quoted pattern as 'test-{000..009}.tar'.",
     ),
 ]
 Radii = Annotated[

@@ -207,7 +207,7 @@ BenchmarkData = Annotated[
         "--data",
         autocompletion=one_of("cifar10", "cifar100"),
         help="Compare also the answers on a test set: cifar10, cifar100 (in ./data, or downloaded "
-        "to it), or a folder with test/<class>/* images.",
+        "to it), a folder with test/<class>/* images, or what else evaluate takes.",
     ),
 ]
 BenchmarkRadii = Annotated[

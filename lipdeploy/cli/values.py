@@ -1,5 +1,6 @@
 """Values that several commands read from the command line."""
 
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,18 @@ def check_no_image(path: Path) -> None:
         )
 
 
+def check_no_test_set(models: Sequence[Path]) -> None:
+    """Raise UsageError where a model is a file of a test set: a shell makes many of a pattern."""
+    from lipdeploy.datasets.shards import PARQUET, TAR
+
+    for path in models:
+        if path.suffix.lower() in (PARQUET, TAR):
+            raise UsageError(
+                f"{path}: a test set, not a model; the test set comes last: one file, a folder, or "
+                "a pattern in quotation marks, as 'test-{000..009}.tar'"
+            )
+
+
 def holds_tensors(path: Path) -> bool:
     """Whether a file is one of torch's (a zip file), whatever its name."""
     try:
@@ -56,24 +69,14 @@ def holds_tensors(path: Path) -> bool:
 
 
 def test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
-    """The test part of a dataset that has a name, or of a folder, or the images of a list."""
-    from lipdeploy.datasets import (
-        CIFAR_NAMES,
-        LIST_SUFFIX,
-        scan_folder,
-        scan_list,
-        unknown_dataset,
-    )
+    """The test part of a dataset that has a name, or what `scan_test_set` finds."""
+    from lipdeploy.datasets import CIFAR_NAMES, scan_test_set
 
     if dataset in CIFAR_NAMES:
         from lipdeploy.training.data import cifar_test_images
 
         return cifar_test_images(dataset, data)
-    if Path(dataset).is_dir():
-        return scan_folder(Path(dataset), "test")
-    if Path(dataset).suffix.lower() == LIST_SUFFIX:
-        return scan_list(Path(dataset))
-    raise unknown_dataset(dataset)
+    return scan_test_set(dataset)
 
 
 def engine_of(model: Path) -> "Path | Engine":

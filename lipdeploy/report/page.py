@@ -15,7 +15,7 @@ from lipdeploy.breakdown import Extremes, extremes
 from lipdeploy.decimals import exact_share, lower, upper
 from lipdeploy.errors import ImageError, OutputError
 from lipdeploy.files import write_atomically
-from lipdeploy.images import ImageSource, decode
+from lipdeploy.images import ImageSource, decode, name_of
 from lipdeploy.report import charts
 from lipdeploy.report.console import visible
 from lipdeploy.report.corruptions import corruption_notes, inside_line
@@ -197,10 +197,10 @@ def _pictures(run: "Evaluated", found: Extremes) -> list[tuple[str, str, list[Pi
 
 def _picture(run: "Evaluated", index: int) -> Picture:
     evaluation, source = run.evaluation, run.images.sources[index]
-    name = Path(source).name if isinstance(source, str | Path) else f"image {index}"
+    name = name_of(source)
     truth, answer = evaluation.true[index], evaluation.predicted[index]
     return Picture(
-        name,
+        f"image {index}" if name is None else Path(name).name,
         thumbnail(source),
         evaluation.classes[truth],
         evaluation.classes[answer],
