@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.data import Dataset
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.options import TrainingOptions

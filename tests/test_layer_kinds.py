@@ -24,12 +24,12 @@ from lipdeploy.structure import describe, restore
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.training.activations import Householder
 from lipdeploy.training.activations import ProjectionPooling as Pooling
+from lipdeploy.training.architecture import ACTIVATIONS, LAYERS, POOLINGS, Architecture
 from lipdeploy.training.bcop import on_cells, product_of_projections
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.circular import CircularLayer, orthonormal, symbol_of
 from lipdeploy.training.data import Dataset, LabelledImages
-from lipdeploy.training.layers import CIRCULAR, LAYERS, make_layer
-from lipdeploy.training.lipconvnet import ACTIVATIONS, POOLINGS, Architecture
+from lipdeploy.training.layers import CIRCULAR, make_layer
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.rescaled import gram_sums
