@@ -380,7 +380,11 @@ MODEL_FILES: list[tuple[str, Callable[[Path], bytes | None], str]] = [
     ("manifest.onnx", lambda w: changed_graph(w, long_manifest), "a manifest of 2 MiB"),
     ("deep.onnx", lambda w: changed_graph(w, deep_manifest), "nested too deeply"),
     ("large-bound.onnx", lambda w: changed_graph(w, large_bound), "the manifest is damaged"),
-    ("nan.onnx", lambda w: changed_graph(w, not_a_number), "head.bias: NaN or infinite weights"),
+    (
+        "nan.onnx",
+        lambda w: changed_graph(w, not_a_number),
+        "head.bias: NaN or infinite weights; export",
+    ),
     ("weight.onnx", lambda w: changed_graph(w, other_weight), "do not belong together: export the"),
     ("bound.onnx", lambda w: changed_graph(w, less_bound), "do not belong together: export the"),
     ("operation.onnx", lambda w: changed_graph(w, other_operation), "runs other operations"),
@@ -458,6 +462,7 @@ def test_engines_that_are_refused_fail_verification(
     status, output, errors = run_cli("verify", path)
     assert (status, errors) == (1, "")
     assert "FAILED" in output.splitlines()[-2] + output.splitlines()[-1]
+    assert "train" not in output
 
 
 # Datasets, output folders, options
@@ -494,6 +499,12 @@ class Scene:
         """A file where a folder is needed, or none should be."""
         (self.folder / name).write_text("")
         return self.folder / name
+
+    def newest(self) -> list[str]:
+        """Nothing to type: a damaged engine that is the newest below ./runs."""
+        (self.folder / "runs").mkdir()
+        (self.folder / "runs" / "model.onnx").write_text("text")
+        return []
 
     def copied(self, name: str) -> Path:
         """A file of the workshop that may be damaged."""
@@ -653,6 +664,37 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         lambda s: ["predict", s.samples, "--device", "cdua", "--model", s.workshop / "model.onnx"],
         2,
         "--device cdua: expected one of auto, cpu, cuda; did you mean cuda",
+    ),
+    (
+        "usage: unknown device to train on",
+        lambda s: ["train", s.images, "--device", "gpu"],
+        2,
+        "--device gpu: expected one of auto, cpu, cuda; did you mean cuda",
+    ),
+    (
+        "train: a device that is not there",
+        lambda s: ["train", s.images, "--device", "cuda:99"],
+        1,
+        r"--device cuda:99: torch \S+ (is a build without CUDA|has no usable GPU .*); use --device "
+        "cpu, or (with an NVIDIA GPU pip uninstall -y torch && pip install torch|check nvidia-smi)",
+    ),
+    (
+        "export: a text file",
+        lambda s: ["export", s.file("notes.txt")],
+        1,
+        "notes.txt: not a trained model; give the model.pt .* an ONNX engine .*onnx",
+    ),
+    (
+        "predict: an engine that nobody has named",
+        lambda s: ["predict", "--quiet", s.samples, *s.newest()],
+        1,
+        "runs/model.onnx: not an engine .*make one with .*, or give another engine with --model",
+    ),
+    (
+        "check-pair: an engine that nobody has named",
+        lambda s: ["check-pair", "--quiet", "a.png", "b.png", *s.newest()],
+        1,
+        "runs/model.onnx: not an engine .*make one with .*, or give another engine with --model",
     ),
     ("usage: no image", lambda s: ["predict"], 2, "Missing argument 'images'.*predict --help"),
     (

@@ -223,6 +223,7 @@ def test_an_engine_is_described_with_its_layers_and_bounds(run_cli: Cli, source:
     assert (status, errors) == (0, "")
     assert "4.006963 for pixels in [0, 1]" in output
     assert facts["sha256"] in output
+    assert (facts["build"], "None" in output) == (None, False)
     assert {layer["form"] for layer in linear} == {"spectral", "fused", "pointwise"}
     rows = [line.split() for line in output.splitlines() if line.startswith("linear  ")]
     assert [row[1] for row in rows] == [layer["form"] for layer in linear]

@@ -26,9 +26,10 @@ from lipdeploy.errors import (
     UsageError,
 )
 from lipdeploy.exporters.engine_file import read_engine
-from lipdeploy.exporters.export import build_engine, export_model
+from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.options import SUFFIXES, ExportOptions
 from lipdeploy.exporters.parity import compare, hostile_inputs
+from lipdeploy.exporters.trained import build_engine
 from lipdeploy.locate import find_model
 from lipdeploy.predictor import Predictor
 from lipdeploy.runtimes import Array, Pixels
@@ -448,6 +449,8 @@ def test_the_gate_at_the_export_holds_for_inputs_that_are_no_images(engine: Engi
         (("--runtime", "numpy", "--device", "cuda"), "numpy has no GPU here"),
         (("--runtime", "tensorrt", "--device", "cpu"), "TensorRT needs a GPU"),
         (("--runtime", "openvno"), "did you mean openvino?"),
+        (("--runtime", "trt"), "did you mean tensorrt?"),
+        (("--runtime", "onnx"), "did you mean onnxruntime?"),
         (("--device", "cuda"), "use --device cpu, or "),
         (("--device", "gpu"), "did you mean cuda?"),
         (("--batch", "0"), "must be at least 1"),
@@ -529,6 +532,14 @@ def test_a_wrong_option_is_told_without_importing_what_takes_seconds(
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.split(maxsplit=1) == ["2", "[]\n"]
     assert ended.stderr.startswith(f"Error: {wrong[0]} {wrong[1]}: ")
+
+
+def test_an_engine_is_built_from_another_without_torch(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.xml"
+    code = "import sys; sys.modules['torch'] = None; from lipdeploy import cli; cli.main()"
+    command = ["export", onnx_beside(built), "--engine", "openvino", "--output", path]
+    subprocess.run([sys.executable, "-c", code, *command], check=True, capture_output=True)
+    assert read_built(path).files == read_built(built).files
 
 
 def test_an_export_says_what_its_engine_offers_and_counts_all_of_its_files(
