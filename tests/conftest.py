@@ -16,7 +16,10 @@ from lipdeploy.training.data import Dataset, load_folder
 from lipdeploy.training.lipconvnet import LipConvNet
 
 SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
-torch.set_num_threads(2)
+
+# On networks as small as these several threads wait for each other longer than they compute.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 # Machines differ in speed; CI repeats the same examples, people get new ones.
 hypothesis_settings.register_profile(

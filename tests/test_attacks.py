@@ -4,7 +4,7 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -38,15 +38,6 @@ Cli = Callable[..., tuple[int, str, str]]
 SIDE = 8
 CLASSES = ("ant", "bee", "cow")
 RADII = tuple(Fraction(n, 255) for n in (36, 72, 108))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """More cost these small networks more time than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

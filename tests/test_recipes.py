@@ -191,6 +191,17 @@ def test_recipes_are_listed_with_what_they_reached(run_cli: Cli) -> None:
         assert "not measured yet" in rows[name]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_lists_the_recipes(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    status, output, errors = run_cli("train", "--list-recipes")
+    assert (status, errors, "bundled " in output) == (0, "", rank == 0)
+
+
 def test_recipes_are_listed_without_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

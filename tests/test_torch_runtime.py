@@ -47,15 +47,6 @@ CASES: dict[str, tuple[int, str, FormChoice, int]] = {
 """Image size, padding, form, copies of complex blocks."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Thousands of tiny products would mostly wait for other threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def make_engine(
     case: str = "auto",
