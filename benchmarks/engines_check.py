@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from lipdeploy.artifact import Engine
+from lipdeploy.choices import Device
 from lipdeploy.datasets import LabelledSources, scan_folder
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import EngineError, ExportError
@@ -29,7 +30,6 @@ from lipdeploy.images import network_input
 from lipdeploy.report.console import plain_table, print_json, print_line, print_note, print_table
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.choice import RuntimeChoice, open_runtime
-from lipdeploy.runtimes.onnx import Device
 
 BATCH = 64
 

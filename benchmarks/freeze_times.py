@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from lipdeploy.exporters import freeze
 from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.options import ExportOptions
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 
 SHAPES = ("5x32", "15x32")
 EXPONENTIAL = freeze.skew_exponential

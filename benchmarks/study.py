@@ -25,9 +25,9 @@ from workers import each_on_a_core
 
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.report.console import print_note
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset, LabelledImages, load_folder
-from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.options import TrainingOptions

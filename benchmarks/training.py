@@ -22,8 +22,9 @@ from workers import each_on_a_core
 
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.report.console import print_json, print_note
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.data import load_folder
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy
 from lipdeploy.training.sampling import Share, augment, channel_mean, epoch_parts
 

@@ -3,10 +3,23 @@
 import difflib
 import unicodedata
 from collections.abc import Iterable
+from typing import Literal, get_args
 
 from lipdeploy.errors import UsageError
 
-MEANT = {"gpu": "cuda", "half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+Device = Literal["auto", "cpu", "cuda"]
+DEVICES: tuple[Device, ...] = get_args(Device)
+
+MEANT = {
+    "gpu": "cuda",
+    "trt": "tensorrt",
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+}
 """What people call something that has another name here."""
 
 

@@ -223,9 +223,7 @@ class FrozenNetwork:
             )
         for name, weights in self.weights().items():
             if not np.all(np.isfinite(weights)):
-                raise ModelError(
-                    f"{name}: NaN or infinite weights; try --weights float32, or train again"
-                )
+                raise ModelError(f"{name}: NaN or infinite weights")
 
     @property
     def centre(self) -> Colour:

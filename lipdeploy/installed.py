@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lipdeploy.probing import ProbeError, ask
 from lipdeploy.versions import (
+    REINSTALL_TORCH,
     has_nvidia_tools,
     installed_onnxruntimes,
     installed_version,
@@ -259,8 +260,7 @@ def check_torch() -> list[Item]:
         advice = "with an NVIDIA GPU, type nvidia-smi: is its driver new enough for this CUDA?"
         return [Item("torch", "note", f"{found}, finds no GPU", advice)]
     if has_nvidia_tools():
-        advice = "pip uninstall -y torch && pip install torch"
-        return [Item("torch", "note", f"{found}, cannot use the GPU", advice)]
+        return [Item("torch", "note", f"{found}, cannot use the GPU", REINSTALL_TORCH)]
     return [Item("torch", "ok", found)]
 
 

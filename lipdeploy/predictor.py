@@ -15,7 +15,7 @@ from lipdeploy.artifact import Engine
 from lipdeploy.canary import check_canary
 from lipdeploy.certificate import GUARANTEES, Answers, Guarantee
 from lipdeploy.certification import BatchCertifier
-from lipdeploy.choices import check_choice
+from lipdeploy.choices import Device, check_choice
 from lipdeploy.errors import ImageError, ModelError, UsageError
 from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.images import (
@@ -31,7 +31,6 @@ from lipdeploy.pipeline import Pipeline
 from lipdeploy.prediction import Certificate, Failure, Prediction
 from lipdeploy.runtimes import Array, Runtime
 from lipdeploy.runtimes.choice import RuntimeChoice, check_runtime, open_runtime
-from lipdeploy.runtimes.onnx import Device
 from lipdeploy.timing import StageTimes
 
 VALUES_AT_ONCE = 1 << 26

@@ -87,7 +87,9 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
             f"the manifest does not describe a network ({error!r:.200}); export the model again"
         ) from error
     except LipdeployError as error:
-        raise ModelError(f"the network in the file does not fit together: {error}") from error
+        raise ModelError(
+            f"the network in the file does not fit together: {error}; export the model again"
+        ) from error
 
 
 def _restore_linear(entry: dict[str, Any], weights: dict[str, Weights]) -> Linear:

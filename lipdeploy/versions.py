@@ -9,6 +9,9 @@ ONNXRUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 """Distributions that bring files of the same names: of two, the later one has written over the
 other, and removing either takes the files of both. pip says nothing about that."""
 
+REINSTALL_TORCH = "pip uninstall -y torch && pip install torch"
+"""What puts the build for NVIDIA GPUs in the place of one for CPUs."""
+
 PACKAGES = (
     "lipdeploy",
     "numpy",

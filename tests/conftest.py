@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ignore, make_network, own_test_set, write_image_folder
+from helpers import ignore, make_network, own_test_set, save_model_file, write_image_folder
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from lipdeploy.artifact import Engine
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.training.data import Dataset, load_folder
 from lipdeploy.training.lipconvnet import LipConvNet
 
 SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
-torch.set_num_threads(2)
+
+# On networks as small as these several threads wait for each other longer than they compute.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 
 # Machines differ in speed; CI repeats the same examples, people get new ones.
 hypothesis_settings.register_profile(
@@ -69,6 +73,44 @@ def small_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(TrainedModel(network, card, torch.zeros(2, 3, 8, 8)), folder / "model.pt")
     export_model(folder / "model.pt", folder / "model.onnx", ExportOptions())
     return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model.pt and the engine made of it."""
+    from lipdeploy.exporters.export import ExportOptions, export_model
+    from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
+
+    folder = tmp_path_factory.mktemp("workshop")
+    card = ModelCard(("ant", "bee", "cow"), "tiny", "lipdeploy train tiny", 1)
+    save_model(TrainedModel(make_network(), card, torch.zeros(2, 3, 8, 8)), folder / "model.pt")
+    export_model(folder / "model.pt", folder / "model.onnx", ExportOptions())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model file of three classes."""
+    return save_model_file(tmp_path_factory.mktemp("model"), width=8)
+
+
+@pytest.fixture(scope="session")
+def built(model: Path) -> Path:
+    """OpenVINO's engine of it, with its family."""
+    from lipdeploy.exporters.export import ExportOptions, export_model
+
+    path = model.with_name("model.xml")
+    export_model(model, path, ExportOptions(engine="openvino"))
+    return path
+
+
+@pytest.fixture(scope="session")
+def engine(model: Path) -> Engine:
+    """Its ONNX engine, in memory."""
+    from lipdeploy.exporters.options import ExportOptions
+    from lipdeploy.exporters.trained import build_engine
+
+    return build_engine(model, ExportOptions())
 
 
 @pytest.fixture

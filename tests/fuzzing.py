@@ -44,9 +44,9 @@ from shard_fuzzing import (
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, restore_checked
 from lipdeploy.built import BuildRecord, read_built, record_beside
 from lipdeploy.errors import LipdeployError
-from lipdeploy.exporters.export import build_engine
 from lipdeploy.exporters.onnx_file import parse_onnx, read_onnx, stored_weights
 from lipdeploy.exporters.options import ExportOptions
+from lipdeploy.exporters.trained import build_engine
 from lipdeploy.images import network_input
 from lipdeploy.inspection import inspect_engine
 from lipdeploy.predictor import Predictor

@@ -1,13 +1,16 @@
 """Networks, inputs and folders that several tests make."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from lipdeploy.training.architecture import Architecture
+from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 from lipdeploy.training.data import Dataset
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.options import TrainingOptions
@@ -76,3 +79,21 @@ def make_trainer(
     defaults = {"epochs": 4, "batch_size": 6, "validation": 0.2, "learning_rate": 0.05}
     chosen = TrainingOptions(**(defaults | options))
     return Trainer(dataset, architecture, chosen, folder, "lipdeploy train tiny")
+
+
+def assert_one_line(status: int, output: str, errors: str, expected: int, message: str) -> None:
+    """What a command that was refused gave: nothing but one line, which says why."""
+    assert (status, output) == (expected, ""), errors
+    assert errors.startswith("Error: ")
+    assert errors.count("\n") == 1
+    assert "Traceback" not in errors
+    assert re.search(message, errors), errors
+
+
+def save_model_file(folder: Path, **shape: object) -> Path:
+    """An untrained model.pt of three classes, with four images of noise."""
+    network = make_network(**shape)
+    card = ModelCard(tuple(f"class {i}" for i in range(3)), "none", "test", 0)
+    examples = torch.from_numpy(random_pixels(4, network.architecture.image_size)).float()
+    save_model(TrainedModel(network, card, examples), folder / "model.pt")
+    return folder / "model.pt"

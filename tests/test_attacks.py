@@ -4,7 +4,7 @@ import csv
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -25,7 +25,6 @@ from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.attacks.searches import margins, minimal_norm, within_ball
 from lipdeploy.cli.attack import check_pair_command
 from lipdeploy.datasets import LabelledSources, scan_folder
-from lipdeploy.exporters import export
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
 from lipdeploy.exporters.verify import verify
@@ -39,15 +38,6 @@ Cli = Callable[..., tuple[int, str, str]]
 SIDE = 8
 CLASSES = ("ant", "bee", "cow")
 RADII = tuple(Fraction(n, 255) for n in (36, 72, 108))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """More cost these small networks more time than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -353,7 +343,7 @@ def test_the_command_for_a_trained_model_exports_it_first(
     monkeypatch.chdir(tmp_path)
     planted = write_engine(scaled(trained, 1, 3.0), trained, tmp_path / "planted.onnx")
     engine = replace(read_onnx(planted), name="my model.pt, frozen")
-    monkeypatch.setattr(export, "build_engine", lambda *_: engine)
+    monkeypatch.setattr("lipdeploy.exporters.trained.build_engine", lambda *_: engine)
     (tmp_path / "my model.pt").touch()
     errors = run_cli("evaluate", "my model.pt", data, "--attack", "--attack-images", "12")[2]
     (told, *_) = (line for line in errors.splitlines() if "SOUNDNESS FAILURE" in line)

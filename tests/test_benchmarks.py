@@ -24,8 +24,8 @@ from inference.results import Results, notes_of, rows_of
 from inference.timing import Timing, interleave
 
 from lipdeploy.exporters.freeze import freeze
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
-from lipdeploy.training.lipconvnet import Architecture
 
 TINY = Architecture(8, 3, width=4, depth=10)
 

@@ -125,8 +125,8 @@ def test_output_in_a_pipe_has_no_control_characters(one_image: list[str | Path])
     assert "\x1b" not in found.stdout + found.stderr
 
 
-def test_a_verification_says_how_far_it_is_on_a_screen_only(source: Path) -> None:
-    arguments = ["verify", source / "samples" / "model.onnx"]
+def test_a_verification_says_how_far_it_is_on_a_screen_only(small_engine: Path) -> None:
+    arguments = ["verify", small_engine]
     piped, quiet = run(*arguments), run(*arguments, "--quiet", FORCE_COLOR="1", TERM="xterm")
     assert (piped.stderr, quiet.stderr) == ("", "")
     shown = run(*arguments, FORCE_COLOR="1", TERM="xterm")
@@ -223,6 +223,7 @@ def test_an_engine_is_described_with_its_layers_and_bounds(run_cli: Cli, source:
     assert (status, errors) == (0, "")
     assert "4.006963 for pixels in [0, 1]" in output
     assert facts["sha256"] in output
+    assert (facts["build"], "None" in output) == (None, False)
     assert {layer["form"] for layer in linear} == {"spectral", "fused", "pointwise"}
     rows = [line.split() for line in output.splitlines() if line.startswith("linear  ")]
     assert [row[1] for row in rows] == [layer["form"] for layer in linear]

@@ -1,5 +1,6 @@
 """Laws of all kinds of layers, activations and poolings, over lists of what makes them."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,12 @@ from lipdeploy.structure import describe, restore
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.training.activations import Householder
 from lipdeploy.training.activations import ProjectionPooling as Pooling
+from lipdeploy.training.architecture import ACTIVATIONS, LAYERS, POOLINGS, Architecture
 from lipdeploy.training.bcop import on_cells, product_of_projections
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.circular import CircularLayer, orthonormal, symbol_of
 from lipdeploy.training.data import Dataset, LabelledImages
-from lipdeploy.training.layers import CIRCULAR, LAYERS, make_layer
-from lipdeploy.training.lipconvnet import ACTIVATIONS, POOLINGS, Architecture
+from lipdeploy.training.layers import CIRCULAR, make_layer
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.rescaled import gram_sums
@@ -76,7 +77,16 @@ def test_layers_are_1_lipschitz_and_orthogonal_where_they_say_so(
     assert made.is_orthogonal == (name in ORTHOGONAL)
 
 
+@pytest.fixture
+def several_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("name", ORTHOGONAL)
+@pytest.mark.usefixtures("several_threads")
 def test_many_channels_on_several_threads_stay_orthogonal(name: str) -> None:
     made, x = layer(name, (160, 160, 4, 3)), grids(2, (160, 160, 4, 3))
     assert torch.get_num_threads() > 1

@@ -11,14 +11,15 @@ from torch.nn import functional
 
 from lipdeploy.errors import UsageError
 from lipdeploy.training.activations import ChannelMax, MaxMin, SpaceToDepth
+from lipdeploy.training.architecture import Architecture, Padding
 from lipdeploy.training.block_exponential import apply_block_exponential, is_cheaper, whole
 from lipdeploy.training.heads import MlpHead, NormalizedHead, OrthogonalHead, orthogonal_weight
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy, training_loss
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.series import BlockOperator, ZeroPaddedConvolution, apply_exponential
 from lipdeploy.training.skew import SkewKernel, skew_taps, unfoldings
-from lipdeploy.training.soc import Padding, SkewOrthogonalConvolution
+from lipdeploy.training.soc import SkewOrthogonalConvolution
 
 CONVERGED = 40
 

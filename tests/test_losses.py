@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from lipdeploy.errors import UsageError
 from lipdeploy.exporters.freeze import freeze_head
-from lipdeploy.training.heads import HEADS, class_rows, make_head
+from lipdeploy.training.architecture import HEADS
+from lipdeploy.training.heads import class_rows, make_head
 from lipdeploy.training.lipconvnet import INPUT_GAIN
 from lipdeploy.training.losses import (
     annealed_cross_entropy,

@@ -216,13 +216,10 @@ def test_other_kinds_of_layers_train_alike_too(place: Place, layer: str) -> None
     assert_close(out, place.alone(f"{layer}-alone", 2, network=kinds, shift=0))
 
 
-def test_rehearsals_and_recipes_are_printed_once(place: Place) -> None:
-    runs = {place.start("dry", 2, "--dry-run"): "memory"}
-    runs |= {place.start("dry", 2, "--list-recipes"): "bundled "}
-    for process, word in runs.items():
-        status, output, errors = outcome(process)
-        assert (status, errors) == (0, "")
-        assert sum(line.startswith(word) for line in output.splitlines()) == 1
+def test_a_rehearsal_is_printed_once(place: Place) -> None:
+    status, output, errors = outcome(place.start("dry", 2, "--dry-run"))
+    assert (status, errors) == (0, "")
+    assert sum(line.startswith("memory") for line in output.splitlines()) == 1
     assert not (place.root / "runs" / "dry").exists()
 
 

@@ -1,6 +1,8 @@
 """Recipes: those that come with lipdeploy, those of users, and what becomes of them."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,8 @@ from lipdeploy.cli import app
 from lipdeploy.cli.train import NETWORK, TRAINING
 from lipdeploy.datasets import scan_folder
 from lipdeploy.errors import UsageError
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
-from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.recipe import load_recipe, parse_recipe, recipe_names
 
@@ -176,7 +178,9 @@ def test_options_win_over_the_recipe_and_both_over_defaults(
 def test_recipes_are_listed_with_what_they_reached(run_cli: Cli) -> None:
     status, output, errors = run_cli("train", "--list-recipes")
     assert (status, errors) == (0, "")
-    rows = {line.split()[0]: line for line in output.splitlines()}
+    assert max(map(len, output.splitlines())) <= 80
+    entries = [" ".join(text.split()) for text in re.split(r"\n(?=\S)", output)]
+    rows = {entry.split()[0]: entry for entry in entries}
     assert set(rows) >= EXPECTED
     assert "69.68 / 54.93 / 40.66 / 27.35" in rows["bundled"]
     assert "8,000 test images of cifar10-jpeg" in rows["bundled"]
@@ -185,6 +189,27 @@ def test_recipes_are_listed_with_what_they_reached(run_cli: Cli) -> None:
     assert "u 1.41, t 0.25" in rows["large-radii"]
     for name in EXPECTED - {"bundled"}:
         assert "not measured yet" in rows[name]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_one_lists_the_recipes(
+    run_cli: Cli, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    told = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+    for name, value in told.items():
+        monkeypatch.setenv(name, str(value))
+    status, output, errors = run_cli("train", "--list-recipes")
+    assert (status, errors, "bundled " in output) == (0, "", rank == 0)
+
+
+def test_recipes_are_listed_without_torch() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from lipdeploy import cli\n"
+        "sys.argv = ['lipdeploy', 'train', '--list-recipes']; cli.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "\nbundled " in ended.stdout
 
 
 def test_the_quick_recipe_learns_something(

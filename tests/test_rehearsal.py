@@ -12,7 +12,8 @@ from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.plan import Target, make_plan
 from lipdeploy.exporters.rehearsal import frozen_macs
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.architecture import Architecture
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.rehearsal import Rehearsal, rehearse
 from lipdeploy.training.session import TrainingRequest, prepare
 
@@ -172,7 +173,7 @@ def test_images_that_are_resized_take_twice_the_bytes(tmp_path: Path) -> None:
         (["--keep", "best", "--validation", "0"], "--keep best needs validation images"),
         (["--width", "3"], "--width 3: must be an even number"),
         (["--batch", "8", "--accumulate", "3"], "does not divide into 3 equal parts"),
-        (["--device", "cuda:99"], "try --device cpu"),
+        (["--device", "cuda:99"], "use --device cpu, or "),
     ],
     ids=str,
 )

@@ -13,9 +13,9 @@ from helpers import Silent, ignore, make_trainer, write_image_folder
 
 from lipdeploy.errors import DatasetError, TrainingError, UsageError
 from lipdeploy.training import learner
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
 from lipdeploy.training.data import Dataset, LabelledImages
-from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.run_folder import read_checkpoint
@@ -200,7 +200,9 @@ def test_a_loss_that_is_not_finite_stops_with_advice(small: Dataset, tmp_path: P
 
 
 def test_a_device_that_is_not_there_is_refused(small: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="try --device cpu"):
+    with pytest.raises(
+        TrainingError, match=r"^--device cuda:99: torch \d\S* (is|has) .*; use --device cpu, "
+    ):
         make_trainer(small, tmp_path / "run", device="cuda:99")
 
 

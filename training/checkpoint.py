@@ -12,8 +12,8 @@ import lipdeploy
 from lipdeploy.choices import check_class_names
 from lipdeploy.errors import ModelError
 from lipdeploy.images import PREPROCESSING
-from lipdeploy.training.layers import main_weight
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.architecture import Architecture, main_weight
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.tensor_file import (
     FORMAT_VERSION,
     DamagedFileError,

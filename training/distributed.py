@@ -6,7 +6,6 @@ that is alone initialises nothing.
 
 import gc
 import hashlib
-import os
 import signal
 import time
 import warnings
@@ -23,6 +22,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lipdeploy.errors import LipdeployError, ToldElsewhereError, TrainingError, UsageError
+from lipdeploy.training.launched import launched
 
 T = TypeVar("T")
 
@@ -182,11 +182,8 @@ ALONE = Processes()
 
 
 def started() -> Processes:
-    """The processes that torchrun started, not connected; `ALONE` where it was not torchrun."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if any(name not in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
-        return ALONE
-    return Processes(*(int(os.environ[name]) for name in names))
+    """The processes that torchrun started, not connected; as `ALONE` where it was not torchrun."""
+    return Processes(*launched())
 
 
 @contextmanager

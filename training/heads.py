@@ -1,14 +1,11 @@
 """Classification heads: feature vectors (batch, d) to logits (batch, classes)."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import orthogonal
 
-HeadName = Literal["linear", "lln", "mlp"]
-HEADS: tuple[HeadName, ...] = ("linear", "lln", "mlp")
+from lipdeploy.training.architecture import HeadName
 
 
 def orthogonal_weight(linear: nn.Module) -> Tensor:

@@ -1,18 +1,13 @@
 """The kinds of 1-Lipschitz convolutions, by name."""
 
-from collections.abc import Callable
-from typing import Literal, get_args
-
 from torch import nn
 
+from lipdeploy.training.architecture import LayerName, Padding
 from lipdeploy.training.bcop import AocConvolution, BcopConvolution
 from lipdeploy.training.circular import CircularLayer
 from lipdeploy.training.rescaled import AolConvolution, SllConvolution
-from lipdeploy.training.soc import Padding, SkewOrthogonalConvolution
+from lipdeploy.training.soc import SkewOrthogonalConvolution
 from lipdeploy.training.unitary import BroConvolution, CayleyConvolution
-
-LayerName = Literal["soc", "bcop", "cayley", "aol", "sll", "aoc", "bro"]
-LAYERS: tuple[LayerName, ...] = get_args(LayerName)
 
 CIRCULAR: dict[LayerName, type[CircularLayer]] = {
     "bcop": BcopConvolution,
@@ -47,14 +42,3 @@ def make_layer(
     if name == "soc":
         return SkewOrthogonalConvolution(*channels, grid, kernel_size, padding)
     return CIRCULAR[name](*channels, grid, kernel_size, strided=strided)
-
-
-def main_weight(name: LayerName) -> tuple[str, Callable[[int, int], int]]:
-    """Name of a layer's largest parameter, and its size for channels and kernel size."""
-    if name == "soc":
-        return "kernel.centre", lambda c, k: c * (c - 1) // 2
-    if name in ("bcop", "aoc"):
-        return "weight", lambda c, k: c * c
-    if name == "bro":
-        return "weight", lambda c, k: k * k * c * max(1, c // 2)
-    return "weight", lambda c, k: k * k * c * c

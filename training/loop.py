@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lipdeploy.errors import LipdeployError, TrainingError, UsageError
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import (
     ModelCard,
     TrainedModel,
@@ -22,7 +23,7 @@ from lipdeploy.training.data import Batches, Dataset, Images
 from lipdeploy.training.device import usable_device
 from lipdeploy.training.distributed import ALONE, Processes
 from lipdeploy.training.learner import Learner
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.memory_errors import advice_for, explaining_memory_errors
 from lipdeploy.training.metrics import EpochMetrics
 from lipdeploy.training.observers import Observer

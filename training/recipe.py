@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from lipdeploy.choices import suggestion
 from lipdeploy.errors import LipdeployError, UsageError
-from lipdeploy.training.lipconvnet import Architecture
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.options import TrainingOptions, flag
 
 Made = TypeVar("Made")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipdeploy.datasets import CIFAR_NAMES, scan_folder
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.data import (
     Dataset,
     LabelledImages,
@@ -20,7 +21,7 @@ from lipdeploy.training.data import (
 )
 from lipdeploy.training.device import chosen_device
 from lipdeploy.training.distributed import ALONE
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.loading import decoded_bytes, is_too_large
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.metrics import EpochMetrics

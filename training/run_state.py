@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lipdeploy.errors import TrainingError
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import check_weights_fit
 from lipdeploy.training.data import Dataset
-from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.options import TrainingOptions
 from lipdeploy.training.tensor_file import (
     FORMAT_VERSION,

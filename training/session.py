@@ -9,10 +9,10 @@ from typing import Any
 from lipdeploy.datasets import CIFAR_NAMES, check_test_classes, scan_folder, unknown_dataset
 from lipdeploy.errors import UsageError
 from lipdeploy.files import make_writable_folder
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.data import Dataset, Progress
 from lipdeploy.training.device import chosen_device
 from lipdeploy.training.distributed import ALONE, Processes
-from lipdeploy.training.lipconvnet import Architecture
 from lipdeploy.training.loading import Source, load_dataset
 from lipdeploy.training.loop import Trainer
 from lipdeploy.training.options import TrainingOptions

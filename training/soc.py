@@ -5,20 +5,16 @@ a skew convolution of max(c_in, c_out) channels: the input is padded with zero c
 surplus output channels are dropped, so the layer is 1-Lipschitz, and orthogonal when c_in = c_out.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lipdeploy.fourier import RealFourier, symbol_factors
+from lipdeploy.training.architecture import PADDINGS, Padding
 from lipdeploy.training.block_exponential import apply_block_exponential, is_cheaper, whole
 from lipdeploy.training.frequencies import Frequencies
 from lipdeploy.training.series import BlockOperator, ZeroPaddedConvolution, apply_exponential
 from lipdeploy.training.skew import SkewKernel
-
-Padding = Literal["circular", "zero"]
-PADDINGS: tuple[Padding, ...] = ("circular", "zero")
 
 TRAINING_DEGREE = 5
 """Degree of the series while training: six terms, as in the paper."""

@@ -26,8 +26,8 @@ from inference.opponents import (
 from inference.plain import PLAIN, STRIDED, exported_opponents, plain_cnn, strided_cnn
 from inference.timing import Machine, Timing, cpu_functions, interleave
 from lipdeploy.report.console import print_note
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
-from lipdeploy.training.lipconvnet import Architecture
 
 TOLERANCE = 1e-4
 """Largest difference of 15 terms from float64, relative to the largest logit."""

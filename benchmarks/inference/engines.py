@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from inference.opponents import Logits, Opponent, Pixels
 from lipdeploy.artifact import Engine
 from lipdeploy.certificate import Answers, Certifier
-from lipdeploy.exporters.export import build_engine
 from lipdeploy.exporters.options import ExportOptions
+from lipdeploy.exporters.trained import build_engine
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, load_model, save_model
-from lipdeploy.training.lipconvnet import Architecture, LipConvNet
+from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.skew import SkewKernel
 
 BUNDLED = Path(__file__).parents[2] / "samples" / "model.pt"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from inference.plain import network_of
-from lipdeploy.training.lipconvnet import Architecture
+from lipdeploy.training.architecture import Architecture
 
 
 def orthogonium(architecture: Architecture, convolution: Callable[..., Any]) -> nn.Module:

@@ -27,7 +27,8 @@ from inference.opponents import (
     torch_opponents,
 )
 from lipdeploy.training.activations import ChannelMax, SpaceToDepth
-from lipdeploy.training.lipconvnet import INPUT_GAIN, Architecture, LipConvNet
+from lipdeploy.training.architecture import Architecture
+from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 
 PLAIN, STRIDED = "plain CNN, same layers", "plain CNN, strided"

@@ -7,7 +7,7 @@ from inference.engines import ACCUMULATIONS, VARIANTS
 from inference.opponents import DENSE, SERIES_6, SERIES_15
 from inference.peers import PEERS
 from inference.plain import STRIDED, strided_cnn
-from lipdeploy.training.lipconvnet import Architecture
+from lipdeploy.training.architecture import Architecture
 
 
 def shape(width: int = 32, depth: int = 5, image_size: int = 32) -> Architecture:

@@ -17,13 +17,13 @@ from lipdeploy.attacks.auto_attack import NAME, auto_attack, check_auto_attack
 from lipdeploy.attacks.gradients import differentiable
 from lipdeploy.attacks.replay import Replay, Rows
 from lipdeploy.attacks.searches import minimal_norm, within_ball
+from lipdeploy.choices import Device
 from lipdeploy.datasets import LabelledSources
 from lipdeploy.decimals import float_lower
 from lipdeploy.errors import ImageError
 from lipdeploy.images import ImageSource, NetworkInput, name_of, network_input
 from lipdeploy.prediction import Failure
 from lipdeploy.predictor import Predictor
-from lipdeploy.runtimes.onnx import Device
 from lipdeploy.sandwich import Attacked
 
 JUST_INSIDE = 1 - 1e-4

@@ -6,9 +6,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from lipdeploy.artifact import Manifest
+from lipdeploy.choices import Device
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.frozen import FrozenNetwork
-from lipdeploy.runtimes.onnx import Device
 from lipdeploy.runtimes.torch_graph import TorchGraph, choose_device
 
 Model = Callable[[Tensor], Tensor]

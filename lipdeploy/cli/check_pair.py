@@ -1,12 +1,12 @@
 """`lipdeploy check-pair`."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lipdeploy.cli import options
-from lipdeploy.locate import find_model
-from lipdeploy.report.console import print_detail, print_json, print_note
+from lipdeploy.cli.values import open_predictor
+from lipdeploy.report.console import print_detail, print_json
 
 NOT_COVERED = 3
 
@@ -35,17 +35,12 @@ def check_pair(
 
     Example: lipdeploy check-pair original.png changed.png
     """
-    path, reason = find_model(model)
-    if reason != "given":
-        print_note(f"model: {path} ({reason})")
-
     from lipdeploy import pairs
-    from lipdeploy.predictor import Predictor
     from lipdeploy.report.pairs import pair_summary, write_pair
 
-    arguments: dict[str, Any] = {"guarantee": guarantee, "tight": tight, "device": device}
-    arguments["runtime"] = runtime
-    with Predictor(path, **arguments) as predictor:
+    with open_predictor(
+        model, guarantee=guarantee, tight=tight, device=device, runtime=runtime
+    ) as predictor:
         print_detail(predictor.description)
         pair = pairs.check_pair(predictor, first, second)
         summary = pair_summary(pair, predictor)

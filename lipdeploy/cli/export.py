@@ -49,7 +49,7 @@ def export(
     output = output or model.with_suffix(SUFFIXES[export_options.kind])
     check_files(model, output, export_options)
 
-    # Only now, since it imports torch: a wrong option is told at once.
+    # Only now, since it imports what takes seconds: a wrong option is told at once.
     from lipdeploy.exporters.export import export_model
     from lipdeploy.report.export import export_summary, precision_note
 
@@ -63,9 +63,16 @@ def export(
 
 
 def _check_model(model: Path, kind: str) -> None:
-    """Raise ModelError for what is no trained model, and says so by its name."""
+    """Raise ModelError for what is no trained model, and says so by its name or first bytes."""
     check_no_image(model)
-    if kind == "onnx" and is_engine(model) and not holds_tensors(model):
+    if holds_tensors(model):
+        return
+    if not is_engine(model) and model.is_file():
+        raise ModelError(
+            f"{model}: not a trained model; give the model.pt that 'lipdeploy train' wrote, or, "
+            "with --engine openvino or trt, an ONNX engine (.onnx)"
+        )
+    if kind == "onnx" and is_engine(model):
         raise ModelError(
             f"{model}: an engine already; type 'lipdeploy predict IMAGE --model {model}', or give "
             "the model.pt that 'lipdeploy train' wrote"

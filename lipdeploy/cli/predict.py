@@ -8,9 +8,9 @@ import typer
 
 from lipdeploy.bounds import up
 from lipdeploy.cli import options
-from lipdeploy.cli.values import parse_radius
+from lipdeploy.cli.values import open_predictor, parse_radius
 from lipdeploy.errors import UsageError
-from lipdeploy.locate import find_images, find_model
+from lipdeploy.locate import find_images
 from lipdeploy.report.console import print_detail, print_note
 
 
@@ -47,19 +47,18 @@ def predict(
     certify = certify or tight or guarantee is not None or min_radius is not None
     limit = None if min_radius is None else _rounded_up(min_radius)
     sources = find_images(images)
-    path, reason = find_model(model)
-    if reason != "given":
-        print_note(f"model: {path} ({reason})")
 
-    from lipdeploy.predictor import DECODERS, Predictor
+    from lipdeploy.predictor import DECODERS
 
-    arguments: dict[str, Any] = {
-        "guarantee": guarantee,
-        "tight": tight,
-        "device": device,
-        "runtime": runtime,
-    }
-    with Predictor(path, certify=certify, batch_size=batch, **arguments) as predictor:
+    with open_predictor(
+        model,
+        certify=certify,
+        batch_size=batch,
+        guarantee=guarantee,
+        tight=tight,
+        device=device,
+        runtime=runtime,
+    ) as predictor:
         print_detail(predictor.description)
         rows = PredictionRows(predictor, limit)
         times = Profile(predictor.times, DECODERS)

@@ -16,10 +16,11 @@ WATCHING = "Watching and choosing"
 def _list_recipes(value: bool) -> None:
     if value:
         from lipdeploy.report.planning import write_recipes
-        from lipdeploy.training.distributed import started
+        from lipdeploy.training.launched import launched
         from lipdeploy.training.recipe import load_recipe, recipe_names
 
-        if started().is_main:
+        rank, *_ = launched()
+        if rank == 0:  # of several processes the main one speaks
             write_recipes([load_recipe(name) for name in recipe_names()])
         raise typer.Exit
 

@@ -5,13 +5,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.errors import ModelError, UsageError
+from lipdeploy.errors import EngineError, ModelError, UsageError
 from lipdeploy.images import SUFFIXES
+from lipdeploy.locate import find_model
 from lipdeploy.report.console import print_note, stages
 
 if TYPE_CHECKING:
     from lipdeploy.artifact import Engine
     from lipdeploy.datasets import LabelledSources
+    from lipdeploy.predictor import Predictor
 
 UNUSUAL = 5
 """Radii from here on, l2 in [0, 1] pixels, are more often a forgotten /255 than meant."""
@@ -79,12 +81,36 @@ def test_images(dataset: str, data: Path) -> "LabelledSources[Any]":
     return scan_test_set(dataset)
 
 
+def open_predictor(model: Path | None, **arguments: Any) -> "Predictor":  # noqa: ANN401
+    """The engine that was given, or the one that is found, which is said; ready to predict.
+
+    Args:
+        model: as on the command line.
+        arguments: of `Predictor`.
+
+    Raises:
+        LipdeployError: if it cannot be used; where nobody has named it, that says how to.
+    """
+    path, reason = find_model(model)
+    if reason != "given":
+        print_note(f"model: {path} ({reason})")
+
+    from lipdeploy.predictor import Predictor
+
+    try:
+        return Predictor(path, **arguments)
+    except (ModelError, EngineError) as error:
+        if reason == "given":
+            raise
+        raise type(error)(f"{error}, or give another engine with --model FILE") from error
+
+
 def engine_of(model: Path) -> "Path | Engine":
     """An engine file as it is; a trained model, frozen as `export` would do it."""
     if not holds_tensors(model):
         return model
-    from lipdeploy.exporters.export import build_engine
     from lipdeploy.exporters.options import ExportOptions
+    from lipdeploy.exporters.trained import build_engine
 
     with stages() as stage:
         return build_engine(model, ExportOptions(), stage)

@@ -6,6 +6,7 @@ from typing import Any
 from lipdeploy.decimals import upper
 from lipdeploy.report.console import cell, plain_table, print_line, print_table
 
+SHOWN_APART = {"path", "kind", "bytes", "operations", "weights", "lipschitz_upper_unit"}
 ENGINE_COLUMNS = ("operation", "form", "grid", "channels", "stored as", ">MB", ">norm at most")
 
 
@@ -13,7 +14,7 @@ def write_inspection(facts: dict[str, Any]) -> None:
     """The facts of an engine, a trained model or a checkpoint."""
     print_line(f"{facts['path']}: {facts['kind']}, {facts['bytes'] / 1e6:.2f} MB")
     for name, value in facts.items():
-        if name not in {"path", "kind", "bytes", "operations", "weights", "lipschitz_upper_unit"}:
+        if name not in SHOWN_APART and value is not None:
             print_line(f"  {name:16s} {_shown(name, value)}")
     if "operations" in facts:
         _write_operations(facts["operations"])

@@ -1,15 +1,19 @@
 """What a training run could be: the recipes, and what one would take."""
 
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from lipdeploy.report.console import cell, plain_table, print_line, print_table
+from lipdeploy.report.console import plain_table, print_line, print_table
 
 if TYPE_CHECKING:
     from lipdeploy.training.recipe import Recipe
     from lipdeploy.training.rehearsal import Rehearsal
+
+COLUMNS = 80
+"""Width of the list of recipes, which no terminal has to break."""
 
 NOT_MEASURED = "not measured yet"
 SHOWN = {
@@ -27,20 +31,29 @@ SHOWN = {
 
 
 def write_recipes(recipes: Iterable["Recipe"]) -> None:
-    """A line a recipe: what for, the network, how, and what it reached on what in what time."""
-    reached = ("clean / 36 / 72 / 108, %", "on", "in")
-    table = plain_table("recipe", "for", "network", "training", *reached)
-    for recipe in recipes:
-        network = recipe.architecture
-        table.add_row(
-            cell(recipe.name),
-            cell(recipe.purpose),
-            f"LipConvNet-{network.depth}, width {network.width}, {network.head}",
-            cell(", ".join(_chosen(recipe.training))),
-            *_reached(recipe),
-        )
-    print_table(table)
-    print_line("lipdeploy train DATA --recipe NAME; options given beside it win.")
+    """Some lines a recipe: what for, the network, how, and what it reached on what in what time."""
+    found = list(recipes)
+    indent = " " * (2 + max(len(recipe.name) for recipe in found))
+    for recipe in found:
+        first, *more = _about(recipe)
+        print_line(*_wrapped(first, recipe.name.ljust(len(indent)), indent))
+        for text in more:
+            print_line(*_wrapped(text, indent, indent))
+    print_line("", "lipdeploy train DATA --recipe NAME; options given beside it win.")
+
+
+def _wrapped(text: str, start: str, indent: str) -> list[str]:
+    return textwrap.wrap(text, COLUMNS, initial_indent=start, subsequent_indent=indent)
+
+
+def _about(recipe: "Recipe") -> list[str]:
+    network = recipe.architecture
+    return [
+        recipe.purpose,
+        f"LipConvNet-{network.depth}, width {network.width}, {network.head}",
+        ", ".join(_chosen(recipe.training)),
+        *_reached(recipe),
+    ]
 
 
 def _chosen(training: dict[str, Any]) -> list[str]:
@@ -50,10 +63,15 @@ def _chosen(training: dict[str, Any]) -> list[str]:
 def _reached(recipe: "Recipe") -> list[str]:
     held = recipe.reached
     if held is None:
-        return [NOT_MEASURED, "", ""]
+        return [NOT_MEASURED]
     shares = (held.clean, held.certified_36, held.certified_72, held.certified_108)
     numbers = " / ".join(f"{share:.2f}" for share in shares)
-    return [numbers, held.on, f"{held.time} ({held.printed_in})"]
+    return [
+        f"{numbers} % (clean / 36 / 72 / 108, in 255ths)",
+        f"of {held.on},",
+        f"after {held.time}",
+        f"({held.printed_in})",
+    ]
 
 
 def write_rehearsal(rehearsal: "Rehearsal", frozen_macs: dict[str, int]) -> None:

@@ -3,11 +3,11 @@
 from typing import Literal, get_args
 
 from lipdeploy.artifact import Engine
-from lipdeploy.choices import check_choice
+from lipdeploy.choices import DEVICES, Device, check_choice
 from lipdeploy.errors import EngineError, UsageError
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.numpy import NumpyRuntime
-from lipdeploy.runtimes.onnx import DEVICES, Device, OnnxRuntime
+from lipdeploy.runtimes.onnx import OnnxRuntime
 
 RuntimeChoice = Literal["auto", "onnxruntime", "openvino", "tensorrt", "torch", "numpy"]
 RUNTIMES: tuple[RuntimeChoice, ...] = get_args(RuntimeChoice)

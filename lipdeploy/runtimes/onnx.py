@@ -6,11 +6,12 @@ GPU TF32 is off, unless that is the arithmetic that the engine was certified for
 
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.choices import Device
 from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
 from lipdeploy.versions import (
@@ -19,9 +20,6 @@ from lipdeploy.versions import (
     onnxruntime_clash,
     reinstall_onnxruntime,
 )
-
-Device = Literal["auto", "cpu", "cuda"]
-DEVICES: tuple[Device, ...] = ("auto", "cpu", "cuda")
 
 
 class OnnxRuntime:

@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from lipdeploy.choices import Device
 from lipdeploy.errors import EngineError
 from lipdeploy.runtimes import Array, Pixels
-from lipdeploy.runtimes.onnx import Device
 
 
 class TorchRuntime:

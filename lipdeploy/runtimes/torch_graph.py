@@ -6,7 +6,6 @@ whatever the process has allowed to others; and a GPU that cannot be used is an 
 
 import inspect
 import threading
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from lipdeploy.choices import Device
 from lipdeploy.errors import EngineError
 from lipdeploy.exporters.onnx_graph import OPSET, exact_number
-from lipdeploy.runtimes.onnx import Device
 from lipdeploy.runtimes.torch_nodes import OPERATIONS, TYPES, Operation, Value
+from lipdeploy.training.device import cuda_problem
 
 DType = Literal["float32", "float64"]
 Numbers = NDArray[Any]
@@ -239,25 +239,10 @@ def choose_device(device: Device) -> tuple[str, str]:
     Raises:
         EngineError: if it is "cuda" and there is no usable GPU.
     """
-    problem = None if device == "cpu" else _cuda_problem()
-    if device == "cuda" and problem is not None:
-        raise EngineError(
-            f"--device cuda: {problem}; check nvidia-smi and install a torch with CUDA, or use "
-            "--device cpu"
-        )
+    problem = None if device == "cpu" else cuda_problem()
+    if problem is not None and device == "cuda":
+        reason, mend = problem
+        raise EngineError(f"--device cuda: {reason}; use --device cpu, or {mend}")
     if device == "cpu" or not torch.backends.cuda.is_built():
         return "cpu", "cpu"
-    return ("cpu", f"cpu ({problem})") if problem else ("cuda", "cuda")
-
-
-def _cuda_problem() -> str | None:
-    """Why no GPU is usable, or None."""
-    if not torch.backends.cuda.is_built():
-        return "the installed torch has no CUDA"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.ones(1, device="cuda").add(1).cpu()
-    except RuntimeError as error:
-        return f"no usable GPU ({str(error).split(chr(10), maxsplit=1)[0]})"
-    return None
+    return ("cpu", f"cpu ({problem[0]})") if problem else ("cuda", "cuda")

@@ -17,6 +17,8 @@ from soundness.checks import CHECKS, Check
 from soundness.networks import cases
 
 ATTACKS, QUICK_ATTACKS = 112_000, 6_000
+HEADS, QUICK_HEADS = 8, 3
+IMAGES, QUICK_IMAGES = 60, 10
 
 
 def first_failure(checks: tuple[Check, ...]) -> tuple[str, str] | None:
@@ -75,10 +77,10 @@ def main() -> int:
     start = time.perf_counter()
     failure = first_failure(CHECKS)
     print(f"{len(CHECKS)} checks: {'all hold' if failure is None else failure}", flush=True)
-    print(tightness.report(3 if quick else 8), flush=True)
+    print(tightness.report(QUICK_HEADS if quick else HEADS), flush=True)
     # A check that fails anyway would "kill" every mutation.
     killed = run_mutations() if failure is None else 0
-    found = exhaustive.exhaust(10 if quick else 60)
+    found = exhaustive.exhaust(QUICK_IMAGES if quick else IMAGES)
     print(f"exhaustive: {found}", flush=True)
     attacks, violations, is_sharp = run_attacks(QUICK_ATTACKS if quick else ATTACKS)
     violations += found.violations

@@ -1,5 +1,7 @@
 """How near the tight radius of an MLP head comes to the best attack on it, in feature space."""
 
+from functools import cache
+
 import numpy as np
 import torch
 from helpers import make_network
@@ -31,6 +33,7 @@ def attacked_radii(head, features: np.ndarray, labels: np.ndarray, start: np.nda
     return high
 
 
+@cache
 def ratios(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Closed-form and tight radii over the attacked ones, where there is a radius."""
     head, features = trained_head(seed)
