@@ -18,6 +18,8 @@ myst_heading_anchors = 3
 default_role = "literal"
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+# A list, like parameters; types are in the signature.
+napoleon_custom_sections = [("Attributes", "params_style")]
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True

@@ -70,6 +70,13 @@ def run_by_bash(lines: list[str], folder: Path) -> str:
     return finished.stdout
 
 
+def write_other_forms(folder: Path) -> None:
+    """The test images of the tutorial in the other forms that docs/evaluate.md takes."""
+    images = sorted((folder / "own" / "test").rglob("*.jpg"))
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in images]
+    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
+
+
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder in which somebody went through the tutorial, and what it printed."""
@@ -85,6 +92,7 @@ def checkout(
     """A copy of it, where the reader of another page stands."""
     folder = tmp_path / "checkout"
     shutil.copytree(tutorial[0], folder, symlinks=True)
+    write_other_forms(folder)
     monkeypatch.chdir(folder)
     return folder
 
