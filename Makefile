@@ -1,6 +1,7 @@
 # make demo: install and certify the bundled images with the bundled model.
 # make test: install with the test extras and run the tests.
-# make lint: ruff and mypy.        make docs: write docs/commands.md and docs/predict.svg anew.
+# make lint: ruff and mypy.
+# make docs: write docs/commands.md and the pictures of docs/ anew, then the site into build/site.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
 # corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
@@ -34,7 +35,10 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.test
 	$(BIN)/python docs/make_commands.py > docs/commands.md
+	$(BIN)/python docs/make_pictures.py
 	$(BIN)/python benchmarks/terminal_picture.py
+	rm -rf build/site
+	$(BIN)/python -m sphinx -W --keep-going -q -E -d build/doctrees docs build/site
 
 # Attacks on certificates, checks of every bound, faults that the checks must find; the last line is
 # one JSON object.

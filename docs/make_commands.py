@@ -25,14 +25,19 @@ are JSON. Without certificates their fields, `radius` to `space`, are null.
 EVERYWHERE = {"quiet", "verbose", "debug"}
 
 
+def plain(text: str | None) -> str:
+    """Text in which <names> are no HTML."""
+    return (text or "").replace("<", r"\<")
+
+
 def line(parameter: TyperArgument | TyperOption) -> str:
     """One argument or option."""
     if isinstance(parameter, TyperArgument):
-        return f"- `{str(parameter.name).upper()}`: {parameter.help}"
+        return f"- `{str(parameter.name).upper()}`: {plain(parameter.help)}"
     names = ", ".join(f"`{name}`" for name in parameter.opts)
     no_default = parameter.default is None or parameter.default is False
     default = "" if no_default else f" Default: {parameter.default}."
-    return f"- {names}: {parameter.help}{default}"
+    return f"- {names}: {plain(parameter.help)}{default}"
 
 
 def main() -> None:
@@ -40,7 +45,7 @@ def main() -> None:
     print(HEAD)
     for name, command in get_command(app).commands.items():
         text, example = command.help.split("Example: ")
-        print(f"\n## `lipdeploy {name}`\n\n{' '.join(text.split())}\n")
+        print(f"\n## `lipdeploy {name}`\n\n{plain(' '.join(text.split()))}\n")
         print(f"Example: `{example.strip()}`\n")
         for parameter in command.params:
             if parameter.name not in EVERYWHERE:

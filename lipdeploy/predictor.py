@@ -138,12 +138,12 @@ class Predictor:
 
     @property
     def description(self) -> str:
-        """Model, hash of its content, engine, device: what a result was made with."""
+        """What a result was made with (model, hash of its content, engine, device)."""
         return f"{self.model}, sha256 {self.sha256}, {self.runtime.description}"
 
     @property
     def format(self) -> str:
-        """Kind of the engine file: "onnx", "openvino" or "tensorrt"."""
+        """Kind of the engine file, "onnx", "openvino" or "tensorrt"."""
         return self._format
 
     @property
@@ -167,7 +167,7 @@ class Predictor:
 
     @property
     def rounding(self) -> str:
-        """Name of the error bounds of the runtime: arithmetic and order of sums."""
+        """Name of the error bounds of the runtime (arithmetic and order of sums)."""
         return self._certifier.rounding
 
     @property

@@ -6,104 +6,167 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import own_test_set
 from shard_files import samples_of, table_of, tar_of, write_parquet
 from typer.main import get_command
 
 from lipdeploy.cli import app
 from lipdeploy.corruptions import CORRUPTIONS
 from lipdeploy.report.prediction import FIELDS
+from lipdeploy.training.recipe import parse_recipe
 
 Cli = Callable[..., tuple[int, str, str]]
-DOCUMENTS = (
-    "README.md",
-    "CONTRIBUTING.md",
-    "samples/README.md",
-    "docs/commands.md",
-    "docs/evaluate.md",
-    "docs/attacks.md",
-    "docs/training.md",
-    "docs/training-scale.md",
+ROOT = Path(__file__).parents[1]
+TUTORIAL = "docs/tutorial.md"
+DOCUMENTS = tuple(
+    str(path.relative_to(ROOT))
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("samples/*.md")])
+    if path.name != "CHANGELOG.md"
 )
+LANGUAGES = {"sh", "text", "python", "toml", "{eval-rst}"}
+PROGRAMS = ("lipdeploy", "make", "pip", "python", "python3", "torchrun")
 
 
-def blocks(source: Path, document: str, language: str) -> list[str]:
-    text = (source / document).read_text()
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    text = (ROOT / document).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def lines(block: str) -> list[str]:
-    stripped = (re.sub(r"\s+#.*", "", line).strip() for line in block.splitlines())
+def outside_of_blocks(document: str) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", (ROOT / document).read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(document: str) -> list[str]:
+    """The lines of the shell blocks, without their comments."""
+    lines = [line for block in blocks(document, "sh") for line in block.splitlines()]
+    stripped = (re.sub(r"\s+#.*", "", line).strip() for line in lines)
     return [line for line in stripped if line]
 
 
-def run_by_make(source: Path, line: str) -> bool:
-    makefile = (source / "Makefile").read_text()
+def run_by_make(line: str) -> bool:
+    makefile = (ROOT / "Makefile").read_text()
     if line.startswith("make "):
         return re.search(rf"^{line.split()[1]}:", makefile, re.MULTILINE) is not None
     recipes = [part for part in makefile.splitlines() if part.startswith("\t")]
     return any(line in re.sub(r"\S+/bin/|\$\(BIN\)/", "", recipe) for recipe in recipes)
 
 
-@pytest.fixture
-def checkout(source: Path, tmp_path: Path) -> Path:
-    """What a reader of the README stands in."""
-    (tmp_path / "samples").symlink_to(source / "samples")
-    return tmp_path
-
-
-def test_only_the_readme_has_shell_commands(source: Path) -> None:
-    assert [d for d in DOCUMENTS if blocks(source, d, "sh")] == ["README.md"]
-
-
-@pytest.mark.slow
-def test_every_shell_command_works(source: Path, checkout: Path) -> None:
-    script = [line for block in blocks(source, "README.md", "sh") for line in lines(block)]
-    script = [line for line in script if not run_by_make(source, line)]
+def run_by_bash(lines: list[str], folder: Path) -> str:
+    """What the lines print."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     finished = subprocess.run(
-        ["bash", "-e", "-u", "-x", "-c", "\n".join(script)],
-        cwd=checkout,
-        env=os.environ | {"PATH": path, "XDG_CACHE_HOME": str(checkout / "cache")},
+        ["bash", "-e", "-u", "-x", "-c", "\n".join(lines)],
+        cwd=folder,
+        env=os.environ | {"PATH": path, "XDG_CACHE_HOME": str(folder / "cache")},
         capture_output=True,
         text=True,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
-    assert len(script) >= 10
-    assert (checkout / "runs" / "own" / "model.onnx").is_file()
-    assert (checkout / "curve.png").is_file()
-    assert (checkout / "report.html").is_file()
-    assert int(re.findall(r"clean accuracy +(\d+) of 10", finished.stdout)[0]) >= 7
+    return finished.stdout
 
 
+def write_other_forms(folder: Path) -> None:
+    """The test images of the tutorial in the other forms that docs/evaluate.md takes."""
+    images = sorted((folder / "own" / "test").rglob("*.jpg"))
+    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in images]
+    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
+    data, names = [path.read_bytes() for path in images], [path.parent.name for path in images]
+    write_parquet(folder / "test.parquet", table_of(data, names))
+    for number in range(2):
+        part = tar_of(samples_of(data[number::2], names[number::2]))
+        (folder / f"test-00{number}.tar").write_bytes(part)
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which somebody went through the tutorial, and what it printed."""
+    folder = tmp_path_factory.mktemp("checkout")
+    (folder / "samples").symlink_to(ROOT / "samples")
+    return folder, run_by_bash(commands(TUTORIAL), folder)
+
+
+@pytest.fixture
+def checkout(
+    tutorial: tuple[Path, str], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A copy of it, where the reader of another page stands."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(tutorial[0], folder, symlinks=True)
+    write_other_forms(folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_tutorial_leads_to_a_certified_engine(tutorial: tuple[Path, str]) -> None:
+    folder, output = tutorial
+    assert (folder / "runs" / "own" / "model.onnx").is_file()
+    assert (folder / "report.html").is_file()
+    assert "soundness: passed" in output
+    assert int(re.findall(r"clean accuracy +(\d+) of 10", output)[0]) >= 7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != TUTORIAL and commands(d)])
+def test_every_shell_command_works(document: str, checkout: Path, run_cli: Cli) -> None:
+    """In the folder that the tutorial leaves; what stands there, too, was run there."""
+    known = commands(TUTORIAL)
+    for line in commands(document):
+        if line in known or run_by_make(line):
+            continue
+        program, *arguments = shlex.split(line)
+        if program == "lipdeploy":
+            status, _, errors = run_cli(*arguments)
+            assert status == 0, f"{line}: {errors}"
+        else:
+            run_by_bash([line], checkout)
+    written = re.findall(r"(\S+\.(?:html|png|csv|parquet|onnx))", "\n".join(commands(document)))
+    assert [name for name in written if "*" not in name and not Path(name).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_stand_only_where_they_are_run(document: str) -> None:
+    """That is in blocks of the language sh."""
+    text = (ROOT / document).read_text()
+    assert set(re.findall(r"^```(\S+)", text, re.MULTILINE)) <= LANGUAGES
+    program = rf"(?:{'|'.join(PROGRAMS)}) .*"
+    shown = [line for block in blocks(document, "text") for line in block.splitlines()]
+    assert [line for line in shown if re.match(program, line)] == []
+    assert re.findall(rf"^    {program}", outside_of_blocks(document), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")])
 def test_every_python_example_works(
-    source: Path,
-    checkout: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    document: str, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(checkout)
-    (example,) = blocks(source, "README.md", "python")
-    exec(compile(example, "README.md", "exec"), {})
-    label, radius = capsys.readouterr().out.split()
-    assert label == "cat"
-    assert float(radius) > 0
+    for example in blocks(document, "python"):
+        exec(compile(example, document, "exec"), {})
+        label, radius = capsys.readouterr().out.split()
+        assert label in {"cat", "animal"}
+        assert float(radius) > 0
+
+
+def test_the_recipe_of_the_docs_is_one() -> None:
+    (example,) = blocks("docs/training.md", "toml")
+    assert parse_recipe(tomllib.loads(example), "mine", "mine.toml")
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
-def test_commands_that_are_mentioned_exist(source: Path, document: str) -> None:
-    commands = get_command(app).commands
-    known = {name: {o for p in c.params for o in p.opts} for name, c in commands.items()}
+def test_commands_that_are_mentioned_exist(document: str) -> None:
+    found = get_command(app).commands
+    known = {name: {o for p in c.params for o in p.opts} for name, c in found.items()}
     everywhere = {option for options in known.values() for option in options}
-    text = (source / document).read_text()
+    text = outside_of_blocks(document)
     code = re.findall(r"`([^`\n]+)`", text) + re.findall(r"^    (\S.*)", text, re.MULTILINE)
-    code += [line for block in blocks(source, document, "sh") for line in lines(block)]
-    targets = set(re.findall(r"^([a-z0-9-]+):", (source / "Makefile").read_text(), re.MULTILINE))
+    code += commands(document)
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     root = {"--help", "--version", "--install-completion"}
     for line in code:
         words = line.split() or [""]
@@ -118,59 +181,28 @@ def test_commands_that_are_mentioned_exist(source: Path, document: str) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_links_lead_somewhere(source: Path, document: str) -> None:
-    folder = (source / document).parent
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (source / document).read_text()):
+def test_links_lead_somewhere(document: str) -> None:
+    folder = (ROOT / document).parent
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text()):
         assert (folder / target).exists(), target
 
 
-def test_evaluating_works_as_described(
-    source: Path, checkout: Path, small_engine: Path, run_cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images = sorted((own_test_set(checkout / "own", source / "samples") / "test").rglob("*.jpg"))
-    rows = [f"{path.relative_to(checkout)},{path.parent.name}" for path in images]
-    (checkout / "list.csv").write_text("\n".join(["path,label", *rows]))
-    data, names = [path.read_bytes() for path in images], [path.parent.name for path in images]
-    write_parquet(checkout / "test.parquet", table_of(data, names))
-    for number in range(2):
-        part = tar_of(samples_of(data[number::2], names[number::2]))
-        (checkout / f"test-00{number}.tar").write_bytes(part)
-    shutil.copy(small_engine, checkout / "other.onnx")
-    monkeypatch.chdir(checkout)
-    text = (source / "docs" / "evaluate.md").read_text()
-    commands = re.findall(r"^    lipdeploy (.*)", text, re.MULTILINE)
-    for command in commands:
-        status, output, errors = run_cli(*shlex.split(command))
-        assert status == 0, errors
-        assert "certified at" in output
-    assert len(commands) == 8
-    assert (checkout / "report.html").is_file()
-    assert (checkout / "images.parquet").is_file()
-
-
-def test_quoted_measurements_are_those_that_were_made(source: Path) -> None:
-    text = (source / "docs" / "evaluate.md").read_text()
-    results = (source / "benchmarks" / "results" / "corruptions-cpu.txt").read_text().splitlines()
-    quoted = re.findall(r"^    (\S.* %.*)", text, re.MULTILINE)
+def test_quoted_measurements_are_those_that_were_made() -> None:
+    results = (ROOT / "benchmarks" / "results" / "corruptions-cpu.txt").read_text().splitlines()
+    quoted = [line for block in blocks("docs/evaluate.md", "text") for line in block.splitlines()]
     assert len(quoted) >= 5
     assert set(quoted) <= set(results)
 
 
-def test_the_constants_of_corruptions_are_those_that_are_documented(source: Path) -> None:
-    text = (source / "docs" / "evaluate.md").read_text()
+def test_the_constants_of_corruptions_are_those_that_are_documented() -> None:
+    text = (ROOT / "docs" / "evaluate.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| .* \| ([\d., ]+) \|$", text, re.MULTILINE)
     assert {name: tuple(map(float, numbers.split(","))) for name, numbers in rows} == {
         name: corruption.strengths for name, corruption in CORRUPTIONS.items()
     }
 
 
-def test_long_commands_in_the_samples_are_make_targets(source: Path) -> None:
-    text = (source / "samples" / "README.md").read_text()
-    (command,) = re.findall(r"^    (lipdeploy .*)", text, re.MULTILINE)
-    assert run_by_make(source, command)
-
-
-def test_every_field_of_the_output_is_documented(source: Path) -> None:
-    described = (source / "docs" / "commands.md").read_text()
+def test_every_field_of_the_output_is_documented() -> None:
+    described = (ROOT / "docs" / "commands.md").read_text()
     for field, meaning in FIELDS.items():
         assert f"- `{field}`: {meaning}." in described
