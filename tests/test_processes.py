@@ -1,5 +1,6 @@
 """Two processes that train one network, started by torchrun as a user does."""
 
+import json
 import os
 import resource
 import signal
@@ -8,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,6 +29,8 @@ pytestmark = [
 ]
 
 OPTIONS = {"batch_size": 8, "validation": 0.2, "learning_rate": 0.05, "curvature": 0.01}
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+TWO_PROCESSES += ["--nproc-per-node", "2"]
 TOLERANCE = {"rtol": 1e-3, "atol": 1e-5}
 
 
@@ -42,8 +47,7 @@ class Place:
 
     def command(self, name: str, epochs: int | None, *more: str) -> list[str]:
         """Train with two processes; go on where no epochs are given."""
-        start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        start += ["--nproc-per-node", "2", "-m", "lipdeploy", "train", str(self.data)]
+        start = [*TWO_PROCESSES, "-m", "lipdeploy", "train", str(self.data)]
         start += ["--out", name, "--device", "cpu", "--workers", "1"]
         if epochs is None:
             return [*start, "--resume", *more]
@@ -54,9 +58,13 @@ class Place:
         self, name: str, epochs: int | None = None, *more: str, folder: str = "runs"
     ) -> subprocess.Popen[str]:
         """Begin such a run in a folder of that name."""
+        return self.started(self.command(name, epochs, *more), folder)
+
+    def started(self, command: list[str], folder: str = "runs") -> subprocess.Popen[str]:
+        """A command that runs in a folder of that name."""
         (self.root / folder).mkdir(exist_ok=True)
         return subprocess.Popen(
-            self.command(name, epochs, *more),
+            command,
             cwd=self.root / folder,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -64,22 +72,14 @@ class Place:
             text=True,
         )
 
-    def alone(
-        self,
-        name: str,
-        epochs: int,
-        *,
-        resume: bool = False,
-        until: int = 1000,
-        network: dict[str, str] | None = None,
-        **more: object,
-    ) -> Path:
-        """The same run in this process, up to an epoch, with its images certified."""
-        out = self.root / "runs" / name
-        request = TrainingRequest(
+    def request(
+        self, name: str, epochs: int, network: dict[str, str] | None = None, **more: object
+    ) -> TrainingRequest:
+        """Such a run in a folder of that name."""
+        return TrainingRequest(
             dataset=str(self.data),
             data=Path("data"),
-            out=out,
+            out=self.root / "runs" / name,
             image_size=None,
             device="cpu",
             workers=1,
@@ -87,6 +87,12 @@ class Place:
             options={"epochs": epochs, **OPTIONS, **more},
             command="",
         )
+
+    def alone(
+        self, name: str, epochs: int, *, resume: bool = False, until: int = 1000, **more: Any
+    ) -> Path:
+        """The same run in this process, up to an epoch, with its images certified."""
+        request = self.request(name, epochs, **more)
         run = prepare(request, resume=resume, progress=ignore, note=ignore)
         run.certify = certified_shares
 
@@ -96,7 +102,7 @@ class Place:
                     run.stop_after_epoch()
 
         run.run(Stop())
-        return out
+        return request.out
 
 
 @pytest.fixture(scope="module")
@@ -200,24 +206,28 @@ def test_averages_choice_certificates_and_parts_are_those_of_one_process(place: 
     assert not torch.tensor(rows).isnan().any()
 
 
-@pytest.mark.parametrize("layer", ["bcop", "cayley", "sll"])
-def test_other_kinds_of_layers_train_alike_too(place: Place, layer: str) -> None:
-    """From a recipe, without shifts: what fills a shifted image is 0 after the mean is taken off,
-    local layers begin without biases, and rounding decides which of two zeros is the larger."""
-    kinds = {"layer": layer, "activation": "householder", "pooling": "projection"}
-    recipe = place.root / f"{layer}.toml"
-    rows = [f'{key} = "{value}"' for key, value in kinds.items()]
-    text = ['purpose = "kinds"', "[network]", *rows, "[training]", "shift = 0", "accumulate = 2"]
-    recipe.write_text("\n".join(text))
-    status, _, errors = outcome(place.start(layer, 2, "--recipe", str(recipe)))
+def test_other_kinds_of_layers_train_alike_too(place: Place) -> None:
+    """Without shifts: what fills a shifted image is 0 after the mean is taken off, local layers
+    begin without biases, and rounding decides which of two zeros is the larger."""
+    learned = {"activation": "householder", "pooling": "projection"}
+    kinds = {layer: learned | {"layer": layer} for layer in ("bcop", "cayley", "sll")}
+    asked = [
+        asdict(place.request(layer, 2, network=network, shift=0, accumulate=2))
+        for layer, network in kinds.items()
+    ]
+    listed = place.root / "kinds.json"
+    listed.write_text(json.dumps(asked, default=str))
+    script = str(Path(__file__).with_name("train_in_turns.py"))
+    status, _, errors = outcome(place.started([*TWO_PROCESSES, script, str(listed)]))
     assert status == 0, errors
-    out = place.root / "runs" / layer
-    assert load_model(out / "model.pt").card.options["accumulate"] == 2
-    assert_close(out, place.alone(f"{layer}-alone", 2, network=kinds, shift=0))
+    for layer, network in kinds.items():
+        out = place.root / "runs" / layer
+        assert load_model(out / "model.pt").card.options["accumulate"] == 2
+        assert_close(out, place.alone(f"{layer}-alone", 2, network=network, shift=0))
 
 
 def test_a_rehearsal_is_printed_once(place: Place) -> None:
-    status, output, errors = outcome(place.start("dry", 2, "--dry-run"))
+    status, output, errors = outcome(place.start("dry", 2, "--dry-run", "--recipe", "quick"))
     assert (status, errors) == (0, "")
     assert sum(line.startswith("memory") for line in output.splitlines()) == 1
     assert not (place.root / "runs" / "dry").exists()
