@@ -7,18 +7,21 @@ frozen network. Rows that are there already are not trained again.
 
 import argparse
 import json
+import math
 import re
 import shutil
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 from workers import each_on_a_core
@@ -39,6 +42,7 @@ IMAGES, HELD = 10_000, 2_000
 RADII = (36, 72, 108)
 SEEDS = (0, 1, 2)
 SPLIT_SEED = 1234
+TIMED_STEPS = 6
 BASE = {"width": 16, "head": "lln"}
 SCHEDULE: dict[str, Any] = {"epochs": 6, "batch_size": 128, "precision": "bfloat16"}
 
@@ -79,6 +83,7 @@ VARIANTS = (
     Variant("projection pooling", {"pooling": "projection"}),
     Variant("Householder activation", {"activation": "householder"}),
     Variant("Householder activation, order 2", {"activation": "householder2"}),
+    Variant("u 0.8, T 0.5", options={"offset": 0.8, "temperature": 0.5}, seeds=SEEDS),
     Variant("u 1.41, T 0.25", options={"offset": 1.41}),
     Variant("u 0.35, T 0.06", options={"offset": 0.35, "temperature": 0.06}),
     Variant("width 8", {"width": 8}),
@@ -94,11 +99,24 @@ VARIANTS = (
 )
 
 
-class Silent:
-    """Watches a run and says nothing."""
+class Stopwatch:
+    """Watches a run and notes when its steps end.
+
+    Attributes:
+        times: CPU seconds of the process.
+    """
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
 
     def step(self, epoch: int, step: int, steps: int, loss: float, accuracy: float) -> None:
-        """Of no interest."""
+        """Note the time."""
+        self.times.append(time.process_time())
+
+    @property
+    def step_seconds(self) -> float:
+        """Median CPU time from the end of a step to that of the next."""
+        return statistics.median(end - start for start, end in pairwise(self.times))
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Of no interest."""
@@ -111,14 +129,12 @@ class Run:
     Attributes:
         name: of the variant.
         seed: of weights, order and augmentation.
-        seconds: of the training.
         clean: share of right answers.
         certified: shares certified beyond each of `RADII`, in units of 1/255.
     """
 
     name: str
     seed: int
-    seconds: float
     clean: float
     certified: tuple[float, ...]
 
@@ -161,39 +177,76 @@ def images(data: Path) -> tuple[Dataset, LabelledImages]:
     return Dataset(whole.name, whole.classes, training), held
 
 
+def trainer_of(variant: Variant, seed: int, dataset: Dataset, folder: str) -> Trainer:
+    """What trains a variant into a folder."""
+    shape = Architecture(32, len(dataset.classes), **(BASE | variant.shape))
+    options = TrainingOptions(**(SCHEDULE | variant.options), seed=seed, validation=0)
+    return Trainer(dataset, shape, options, Path(folder) / "run", "make study")
+
+
 def run(task: Task) -> Run | None:
     """Train and evaluate one network, where there is time."""
     if time.time() > task.deadline:
         return None
     variant, (dataset, held) = task.variant, images(task.data)
-    shape = Architecture(32, len(dataset.classes), **(BASE | variant.shape))
-    options = TrainingOptions(**(SCHEDULE | variant.options), seed=task.seed, validation=0)
     with TemporaryDirectory() as folder:
-        trainer = Trainer(dataset, shape, options, Path(folder) / "run", "make study")
-        start = time.perf_counter()
-        trainer.run(Silent())
-        seconds = time.perf_counter() - start
+        trainer = trainer_of(variant, task.seed, dataset, folder)
+        trainer.run(Stopwatch())
         clean, certified = accuracies(trainer.model_path, held)
         MODELS.mkdir(parents=True, exist_ok=True)
         shutil.move(trainer.model_path, MODELS / f"{variant.file_name}-{task.seed}.pt")
-    return Run(variant.name, task.seed, seconds, clean, certified)
+    return Run(variant.name, task.seed, clean, certified)
 
 
-def read() -> list[Run]:
-    """The runs that are there."""
-    if not RESULTS.is_file():
-        return []
-    rows = json.loads(RESULTS.read_text())
-    return [Run(**row | {"certified": tuple(row["certified"])}) for row in rows]
+def step_seconds(variant: Variant, data: Path) -> float:
+    """CPU seconds of a step of one thread."""
+    dataset, _ = images(data)
+    few = dataset.images.select(torch.arange(TIMED_STEPS * SCHEDULE["batch_size"]))
+    once = replace(variant, options=variant.options | {"epochs": 1})
+    with TemporaryDirectory() as folder:
+        stopwatch = Stopwatch()
+        trainer_of(once, 0, replace(dataset, images=few), folder).run(stopwatch)
+    return stopwatch.step_seconds
 
 
-def missing(runs: list[Run]) -> Iterator[tuple[Variant, int]]:
-    """What is not there, rows of several seeds first."""
-    done = {(found.name, found.seed) for found in runs}
-    for variant in sorted(VARIANTS, key=lambda variant: -len(variant.seeds)):
-        for seed in variant.seeds:
-            if (variant.name, seed) not in done:
-                yield variant, seed
+@dataclass
+class Results:
+    """What is kept in `RESULTS`.
+
+    Attributes:
+        runs: what was trained.
+        step_seconds: CPU seconds of a step, by the name of the variant.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    step_seconds: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls) -> Self:
+        """What is there."""
+        if not RESULTS.is_file():
+            return cls()
+        kept = json.loads(RESULTS.read_text())
+        runs = [Run(**row | {"certified": tuple(row["certified"])}) for row in kept["runs"]]
+        return cls(runs, kept["step_seconds"])
+
+    def write(self) -> None:
+        """Keep it."""
+        RESULTS.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    def missing(self) -> Iterator[tuple[Variant, int]]:
+        """What is not trained, rows of several seeds first."""
+        done = {(found.name, found.seed) for found in self.runs}
+        for variant in sorted(VARIANTS, key=lambda variant: -len(variant.seeds)):
+            for seed in variant.seeds:
+                if (variant.name, seed) not in done:
+                    yield variant, seed
+
+    def trained(self) -> Iterator[tuple[Variant, list[Run]]]:
+        """Each variant that was, with its runs."""
+        for variant in VARIANTS:
+            if found := [row for row in self.runs if row.name == variant.name]:
+                yield variant, found
 
 
 def percent(values: list[float]) -> str:
@@ -203,38 +256,41 @@ def percent(values: list[float]) -> str:
     return f"{mean:.1f}" + (f" ± {spread:.1f}" if len(values) > 1 else "")
 
 
-def print_table(runs: list[Run]) -> None:
+def print_table(results: Results) -> None:
     """One line a variant."""
     title = (
-        f"{IMAGES:,} images of cifar10-jpeg, {SCHEDULE['epochs']} epochs, one thread each, "
-        f"{HELD:,} other training images, %; ± is the largest distance of a seed from the mean, a "
-        f"standard error of one is 1.1"
+        f"{IMAGES:,} images of cifar10-jpeg, {SCHEDULE['epochs']} epochs, {HELD:,} other training "
+        f"images, %; ± is the largest distance of a seed from the mean, a standard error of one is "
+        f"1.1; the last column is CPU seconds of a step of {SCHEDULE['batch_size']} images"
     )
-    table = Table("", "seeds", "clean", *(f"{r}/255" for r in RADII), "s", title=title)
-    for variant in VARIANTS:
-        found = [row for row in runs if row.name == variant.name]
-        if found:
-            columns = [[row.clean for row in found]]
-            columns += [[row.certified[i] for row in found] for i in range(len(RADII))]
-            seconds = statistics.median(row.seconds for row in found)
-            table.add_row(variant.name, str(len(found)), *map(percent, columns), f"{seconds:.0f}")
+    table = Table("", "seeds", "clean", *(f"{r}/255" for r in RADII), "a step", title=title)
+    for variant, found in results.trained():
+        columns = [[row.clean for row in found]]
+        columns += [[row.certified[i] for row in found] for i in range(len(RADII))]
+        seconds = f"{results.step_seconds.get(variant.name, math.nan):.2f} s"
+        table.add_row(variant.name, str(len(found)), *map(percent, columns), seconds)
     Console(width=110).print(table)
 
 
 def main() -> None:
-    """Train what is missing, then print everything."""
+    """Train what is missing, time the steps, then print everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"))
     parser.add_argument("--minutes", type=float, default=90.0, help="begin no run after that")
     asked = parser.parse_args()
     deadline = time.time() + 60 * asked.minutes
-    runs = read()
-    tasks = [Task(variant, seed, asked.data, deadline) for variant, seed in missing(runs)]
+    results = Results.read()
+    tasks = [Task(variant, seed, asked.data, deadline) for variant, seed in results.missing()]
     for found in filter(None, each_on_a_core(run, tasks)):
-        runs.append(found)
+        results.runs.append(found)
         print_note(str(found))
-        RESULTS.write_text(json.dumps([asdict(row) for row in runs], indent=1) + "\n")
-    print_table(runs)
+        results.write()
+    torch.set_num_threads(1)
+    for variant, _ in results.trained():
+        if variant.name not in results.step_seconds:
+            results.step_seconds[variant.name] = step_seconds(variant, asked.data)
+            results.write()
+    print_table(results)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import json
 from pathlib import Path
 from types import ModuleType
 
@@ -69,12 +68,13 @@ def test_the_study_goes_on_where_it_stopped(
     monkeypatch.setattr(study, "RESULTS", tmp_path / "study.json")
     names = [variant.name for variant in study.VARIANTS]
     assert len(set(names)) == len(names)
-    first, *rest = study.missing([])
-    done = study.Run(first[0].name, first[1], 1.0, 0.5, (0.3, 0.2, 0.1))
-    study.RESULTS.write_text(json.dumps([vars(done)]))
-    assert study.read() == [done]
-    assert list(study.missing([done])) == rest
-    study.print_table([done])
+    first, *rest = study.Results().missing()
+    done = study.Run(first[0].name, first[1], 0.5, (0.3, 0.2, 0.1))
+    study.Results([done], {done.name: 0.25}).write()
+    results = study.Results.read()
+    assert results.runs == [done]
+    assert list(results.missing()) == rest
+    study.print_table(results)
     assert "50.0" in capsys.readouterr().out
 
 
