@@ -4,8 +4,8 @@
 # make docs: write docs/commands.md and the pictures of docs/ anew, then the site into build/site.
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
-# corruptions, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
-# bench-peers, bench-gpu, bench-train, bench-train-quick, study, recipes, install-check, cifar10, bundled-model.
+# corruptions, resume-check, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
+# bench-peers, bench-gpu, bench-train, bench-train-quick, study, head-gap (after study), recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv

@@ -1,8 +1,8 @@
 """One choice at a time around a base network, at an equal number of images: `make study`.
 
 Trains on part of the training images and evaluates on others of them, never on the test images:
-a study is for choosing. Certificates are those of the statement *network*, in float64 through the
-frozen network. Rows that are there already are not trained again.
+a study is for choosing. Certificates are those of the statement *network*. Rows that are there
+already are not trained again.
 """
 
 import argparse
@@ -20,13 +20,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from workers import each_on_a_core
 
-from lipdeploy.exporters.freeze import freeze
+from lipdeploy.exporters.validation import certified_shares
 from lipdeploy.report.console import print_note
 from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
@@ -139,18 +138,6 @@ class Run:
     certified: tuple[float, ...]
 
 
-def accuracies(model: Path, images: LabelledImages) -> tuple[float, tuple[float, ...]]:
-    """Clean and certified shares of the frozen network."""
-    frozen = freeze(load_model(model).network)
-    features = np.concatenate(
-        [frozen.features(part.double().numpy()) for part in images.pixels.split(250)]
-    )
-    winners = frozen.head.logits(features).argmax(axis=1)
-    radii = frozen.head.radii_lower(features, winners) / frozen.lipschitz_upper
-    right = winners == images.labels.numpy()
-    return float(right.mean()), tuple(float((right & (radii > r)).mean()) for r in RADII)
-
-
 @dataclass(frozen=True)
 class Task:
     """A run that is to be made.
@@ -192,10 +179,12 @@ def run(task: Task) -> Run | None:
     with TemporaryDirectory() as folder:
         trainer = trainer_of(variant, task.seed, dataset, folder)
         trainer.run(Stopwatch())
-        clean, certified = accuracies(trainer.model_path, held)
+        network = load_model(trainer.model_path).network
+        # Right answers are those that are certified beyond a negative radius.
+        clean, *certified = certified_shares(network, held, (-1, *RADII))
         MODELS.mkdir(parents=True, exist_ok=True)
         shutil.move(trainer.model_path, MODELS / f"{variant.file_name}-{task.seed}.pt")
-    return Run(variant.name, task.seed, clean, certified)
+    return Run(variant.name, task.seed, clean, tuple(certified))
 
 
 def step_seconds(variant: Variant, data: Path) -> float:

@@ -69,10 +69,14 @@ def test_the_trusted_core_needs_numpy_and_the_standard_library_only(
 
 def test_torch_stays_where_training_is(source: Path) -> None:
     allowed = ("lipdeploy.training", "lipdeploy.runtimes.torch", "lipdeploy.attacks")
-    freezing = {"lipdeploy.exporters.freeze", "lipdeploy.exporters.exponential"}
+    others = {
+        "lipdeploy.exporters.freeze",
+        "lipdeploy.exporters.exponential",
+        "lipdeploy.torch_cuda",
+    }
     for name, path in modules(source).items():
         if {"torch", "torchvision"} & tops(path):
-            assert name.startswith(allowed) or name in freezing, name
+            assert name.startswith(allowed) or name in others, name
 
 
 def test_engines_stay_in_their_own_files(source: Path) -> None:
@@ -110,6 +114,8 @@ def test_training_knows_no_exporter_and_no_runtime(source: Path) -> None:
         if name.startswith("lipdeploy.training"):
             forbidden = ("lipdeploy.exporters", "lipdeploy.runtimes", "lipdeploy.predictor")
             assert not [n for n in imports(path) if n.startswith(forbidden)], name
+        if name.startswith(("lipdeploy.runtimes", "lipdeploy.attacks")):
+            assert not [n for n in imports(path) if n.startswith("lipdeploy.training")], name
 
 
 def test_nothing_imports_the_command_line_and_only_it_draws(source: Path) -> None:

@@ -1,13 +1,12 @@
-"""Devices by name, and why torch cannot use one."""
+"""Devices by name."""
 
 import re
-import warnings
 
 import torch
 
 from lipdeploy.choices import DEVICES, check_choice
 from lipdeploy.errors import TrainingError
-from lipdeploy.versions import REINSTALL_TORCH
+from lipdeploy.torch_cuda import cuda_problem
 
 
 def chosen_device(wanted: str) -> str:
@@ -30,18 +29,3 @@ def usable_device(name: str) -> torch.device:
         reason, mend = problem
         raise TrainingError(f"--device {name}: {reason}; use --device cpu, or {mend}")
     return torch.device(name)
-
-
-def cuda_problem(name: str = "cuda") -> tuple[str, str] | None:
-    """Why torch cannot use a GPU, and what mends it; None where it can."""
-    found = f"torch {torch.__version__}"
-    if not torch.backends.cuda.is_built():
-        return f"{found} is a build without CUDA", f"with an NVIDIA GPU {REINSTALL_TORCH}"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.ones(1, device=name).add(1).cpu()
-    except RuntimeError as error:
-        reason = str(error).split("\n", maxsplit=1)[0]
-        return f"{found} has no usable GPU ({reason})", "check nvidia-smi"
-    return None

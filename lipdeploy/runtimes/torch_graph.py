@@ -22,7 +22,7 @@ from lipdeploy.choices import Device
 from lipdeploy.errors import EngineError
 from lipdeploy.exporters.onnx_graph import OPSET, exact_number
 from lipdeploy.runtimes.torch_nodes import OPERATIONS, TYPES, Operation, Value
-from lipdeploy.training.device import cuda_problem
+from lipdeploy.torch_cuda import cuda_problem
 
 DType = Literal["float32", "float64"]
 Numbers = NDArray[Any]
