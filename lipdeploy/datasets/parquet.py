@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -18,7 +17,7 @@ from lipdeploy.datasets.row_group import (
     Table,
     open_parquet,
 )
-from lipdeploy.errors import DatasetError, one_line
+from lipdeploy.errors import DatasetError, readable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -58,7 +57,7 @@ def scan_parquet(name: str, files: Sequence[Path]) -> LabelledSources[ParquetIma
     images: list[ParquetImage] = []
     labels: list[str] = []
     for path in files:
-        with _reading(path):
+        with readable(path, "Parquet file", "write it again"):
             layout = _layout(path)
             found = _labels(path, layout)
         table = Table(path, layout.metadata, layout.image, layout.starts, open_group)
@@ -75,19 +74,6 @@ def _check_pyarrow(name: str) -> None:
     except ImportError as error:
         raise DatasetError(
             f"{name}: reading Parquet files needs pyarrow; pip install 'lipdeploy[parquet]'"
-        ) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What pyarrow says of a damaged file, in many kinds of errors, as DatasetError."""
-    try:
-        yield
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(
-            f"{path}: not a readable Parquet file ({one_line(error)}); write it again"
         ) from error
 
 
