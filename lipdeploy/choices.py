@@ -38,6 +38,10 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise UsageError(f"{name} {value}: expected {expected}{suggestion(value, choices)}")
 
 
+LONGEST_NAME = 1000
+"""Characters that the name of a class may have."""
+
+
 def _is_control(character: str) -> bool:
     """Whether it ends a line, steers a terminal, turns the direction of text, or is nothing."""
     turns = unicodedata.bidirectional(character) in {"LRE", "RLE", "LRO", "RLO", "PDF"}
@@ -46,9 +50,14 @@ def _is_control(character: str) -> bool:
 
 
 def check_class_names(names: Iterable[object]) -> None:
-    """Raise ValueError unless all are different, not empty, and without control characters."""
+    """Raise ValueError unless all differ, none is empty or long, or has control characters."""
     names = list(names)
     for name in names:
+        if isinstance(name, str) and len(name) > LONGEST_NAME:
+            raise ValueError(
+                f"{name[:40]!r}... is no name of a class: {len(name):,} characters, "
+                f"limit {LONGEST_NAME:,}"
+            )
         if not isinstance(name, str) or not name or any(map(_is_control, name)):
             raise ValueError(f"{name!r:.50} is no name of a class")
     if len(set(names)) < len(names):

@@ -4,6 +4,10 @@ The command line prints each as a single red line and exits with its `exit_statu
 says what came, what was expected and what to do next.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 def one_line(error: Exception, longest: int = 160) -> str:
     """What another library says of what it was given, fit for a message of ours."""
@@ -32,6 +36,25 @@ class ImageError(LipdeployError):
 
 class DatasetError(LipdeployError):
     """A dataset is missing, empty or laid out in another way than expected."""
+
+
+@contextmanager
+def readable(path: Path, kind: str, advice: str) -> Iterator[None]:
+    """What another library raises on damaged or hostile bytes, of many kinds, as DatasetError.
+
+    Args:
+        path: of the file that is read.
+        kind: what it should be, as in "tar file".
+        advice: what to do where it is not.
+    """
+    try:
+        yield
+    except DatasetError:
+        raise
+    except Exception as error:
+        raise DatasetError(
+            f"{path}: not a readable {kind} ({one_line(error)}); {advice}"
+        ) from error
 
 
 class ModelError(LipdeployError):

@@ -225,5 +225,8 @@ def test_names_of_classes_may_be_in_any_script() -> None:
     for name in ("", "a\nb", "a\x1b[2J", "a\u202eb", "a\u2028b", 3):
         with pytest.raises(ValueError, match="is no name of a class"):
             check_class_names([name])
+    check_class_names(["猫" * 1000])
+    with pytest.raises(ValueError, match=r"'a{40}'... .*: 10,000,000 characters, limit 1,0"):
+        check_class_names(["a" * 10_000_000])
     with pytest.raises(ValueError, match="two classes of one name"):
         check_class_names(["cat", "cat"])

@@ -2,7 +2,8 @@
 
 import io
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from shard_files import STRUCT, assert_refused, features, table_of, write_parquet
 
-from lipdeploy.datasets import scan_test_set
+from lipdeploy.datasets import row_group, scan_test_set
 from lipdeploy.errors import DatasetError, ImageError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -87,10 +88,70 @@ def test_no_more_than_two_row_groups_are_in_memory(tmp_path: Path) -> None:
         assert pyarrow.total_allocated_bytes() - before < 5_000_000
 
 
-def parquet_of(table: pyarrow.Table) -> bytes:
+def one_image_a_page(path: Path, made: list[bytes], rows: int) -> Path:
+    """A Parquet file of pages and row groups that hardly have more than what is asked for."""
+    options = {"write_batch_size": 1, "data_page_size": 1, "use_dictionary": False}
+    table = table_of(made, ["a"] * len(made))
+    return write_parquet(path, table, rows, compression="none", **options)
+
+
+def allocated_by_last_of(path: Path) -> int:
+    """Bytes that pyarrow keeps after the last row was read and all others were passed over."""
+    sources = scan_test_set(str(path)).sources
+    before = pyarrow.total_allocated_bytes()
+    assert sources[-1].read()
+    return int(pyarrow.total_allocated_bytes() - before)
+
+
+def test_what_was_passed_over_has_a_limit_in_bytes_and_one_in_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = one_image_a_page(tmp_path / "a.parquet", [bytes(10**6)] * 20, rows=20)
+    small = one_image_a_page(tmp_path / "b.parquet", [b"x"] * 4000, rows=4000)
+    monkeypatch.setattr(row_group, "WAITING_BYTES", 3_000_000)
+    # The page that is being read is there as it is stored, and as what was in it.
+    assert allocated_by_last_of(large) < 3_000_000 + 2_500_000
+    monkeypatch.setattr(row_group, "WAITING", 10)
+    # Besides, the buffer of the file.
+    assert allocated_by_last_of(small) < row_group.BUFFER + 50_000
+
+
+def test_many_threads_have_no_more_than_two_row_groups_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, most = set[int](), [0]
+    really = row_group._cells
+
+    def watched(table: Any, number: int) -> Iterator[Any]:
+        cells = really(table, number)
+        now.add(id(cells))
+        most[0] = max(most[0], len(now))
+        try:
+            for cell in cells:
+                time.sleep(1e-4)  # so that other threads come
+                yield cell
+        finally:
+            now.remove(id(cells))
+
+    monkeypatch.setattr(row_group, "_cells", watched)
+    made = [bytes([index]) * 100 for index in range(200)]
+    paths = [one_image_a_page(tmp_path / f"in/{name}.parquet", made, rows=1) for name in "ab"]
+    sources = scan_test_set(str(paths[0].parent)).sources
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(read, sources)) == made * 2
+    assert most == [2]
+
+
+def parquet_of(table: pyarrow.Table, **options: Any) -> bytes:
     stream = io.BytesIO()
-    parquet.write_table(table, stream)
+    parquet.write_table(table, stream, **options)
     return stream.getvalue()
+
+
+def long_label(characters: int, kind: str = "string", *, is_dictionary: bool = True) -> bytes:
+    labels = pyarrow.array(["b", "a" * characters], kind)
+    table = pyarrow.table({"image": [b"x", b"y"], "label": labels})
+    return parquet_of(table, use_dictionary=is_dictionary)
 
 
 GOOD = table_of([b"x", b"y"], ["a", "b"])
@@ -117,6 +178,10 @@ REFUSED = [
     (parquet_of(table_of([b"x"], [0.5], ["a"])), "'label' is double"),
     (parquet_of(table_of([b"x"] * 2, ["a", None])), "row 1 has no label"),
     (parquet_of(table_of([b"x"], ["a\n"])), "is no name of a class; change the label"),
+    (long_label(5000), "a label of 5,000 bytes, limit 4,000; write names of classes"),
+    (long_label(5001, is_dictionary=False), "a label of 5,001 bytes"),
+    (long_label(5002, "large_string"), "a label of 5,002 bytes"),
+    (long_label(1001), "no name of a class: 1,001 characters, limit 1,000; change the label"),
     (
         parquet_of(pyarrow.table({"img": [[1, 2]], "label": ["a"]})),
         "'img' is list<.*>, expected encoded images",
@@ -147,7 +212,12 @@ def test_images_that_grow_by_far_when_they_are_decompressed_are_refused(
     )
     assert len(scan_test_set(str(path))) == 2
     monkeypatch.setattr("lipdeploy.datasets.parquet.HARMLESS_BYTES", 1 << 20)
-    with pytest.raises(DatasetError, match=r"row group 0 .*grows from .* to 2,097,.* bytes when"):
+    message = r"row group 0 of {} says that it grows from .* to 2,097,.* bytes when"
+    with pytest.raises(DatasetError, match=message.format("image")):
+        scan_test_set(str(path))
+    labels = [f"{number:07d}" + "a" * ((1 << 20) - 11) for number in (1, 2)]
+    write_parquet(path, table_of([b"x"] * 2, labels), **options)
+    with pytest.raises(DatasetError, match=message.format("label")):
         scan_test_set(str(path))
 
 

@@ -66,6 +66,11 @@ def test_the_test_part_of_a_folder_counts(shards: Path, files: list[str], taken:
         (["a.tar", "b.parquet"], "holds .parquet and .tar files; name those"),
         (["train.tar", "val.tar"], r"several parts \(train.tar, val.tar\), none of test; name"),
         (["train.tar", "b.tar"], "none of test"),
+        (
+            ["train-1.tar", "train-0.tar"],
+            r"the training part alone \(train-0.tar\), none of test; name .*, as .*in/train-0.tar$",
+        ),
+        (["test/training.parquet"], "the training part alone"),
         (["b.txt"], r"expected folders test/<class>/\*"),
     ],
 )
@@ -73,7 +78,9 @@ def test_folders_that_leave_it_open_are_refused(
     shards: Path, files: list[str], message: str
 ) -> None:
     for name in files:
-        (shards / "in" / name).write_bytes(b"")
+        target = shards / "in" / name
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(b"")
     with pytest.raises(DatasetError, match=message):
         scan_test_set(str(shards / "in"))
 

@@ -2,23 +2,20 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lipdeploy.choices import LONGEST_NAME
 from lipdeploy.datasets.labelled import LabelledSources, labelled_by_name
 from lipdeploy.datasets.row_group import (
-    OPEN_GROUPS,
-    OpenGroup,
+    OpenGroups,
     ParquetImage,
-    RowGroup,
     Table,
     open_parquet,
 )
-from lipdeploy.errors import DatasetError, one_line
+from lipdeploy.errors import DatasetError, readable
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,7 +33,11 @@ ROWS_AT_ONCE = 4096
 """Labels that are read at a time."""
 
 HARMLESS_BYTES, MAX_GROWTH = 1 << 28, 100
-"""Images hardly get smaller by compression: a column that grows more, to more, is an attack."""
+"""A column that the file says to grow more, to more, is refused: images hardly get smaller by
+compression. What pages grow to in truth nobody knows before pyarrow has decompressed them."""
+
+LONGEST_LABEL = 4 * LONGEST_NAME
+"""Bytes of a label: no character has more than four in UTF-8."""
 
 
 def scan_parquet(name: str, files: Sequence[Path]) -> LabelledSources[ParquetImage]:
@@ -54,14 +55,14 @@ def scan_parquet(name: str, files: Sequence[Path]) -> LabelledSources[ParquetIma
         DatasetError: if pyarrow is missing, or a file is damaged or has not these columns.
     """
     _check_pyarrow(name)
-    open_group: OpenGroup = lru_cache(maxsize=OPEN_GROUPS)(RowGroup)
+    groups = OpenGroups()
     images: list[ParquetImage] = []
     labels: list[str] = []
     for path in files:
-        with _reading(path):
+        with readable(path, "Parquet file", "write it again"):
             layout = _layout(path)
             found = _labels(path, layout)
-        table = Table(path, layout.metadata, layout.image, layout.starts, open_group)
+        table = Table(path, layout.metadata, layout.image, layout.starts, groups)
         images += [ParquetImage(table, row) for row in range(len(found))]
         labels += found
     if not images:
@@ -75,19 +76,6 @@ def _check_pyarrow(name: str) -> None:
     except ImportError as error:
         raise DatasetError(
             f"{name}: reading Parquet files needs pyarrow; pip install 'lipdeploy[parquet]'"
-        ) from error
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """What pyarrow says of a damaged file, in many kinds of errors, as DatasetError."""
-    try:
-        yield
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(
-            f"{path}: not a readable Parquet file ({one_line(error)}); write it again"
         ) from error
 
 
@@ -116,22 +104,25 @@ def _layout(path: Path) -> _Layout:
         label, classes = _label_column(path, file.schema_arrow)
         metadata = file.metadata
     groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
-    _check_growth(path, groups, image)
+    _check_growth(path, groups, (image, label))
     starts = tuple(accumulate((group.num_rows for group in groups), initial=0))
     return _Layout(metadata, image, label, classes, starts)
 
 
-def _check_growth(path: Path, groups: "Sequence[parquet.RowGroupMetaData]", image: str) -> None:
-    """Raise DatasetError where few bytes become very many when they are decompressed."""
+def _check_growth(
+    path: Path, groups: "Sequence[parquet.RowGroupMetaData]", names: Sequence[str]
+) -> None:
+    """Raise DatasetError where a file says that few bytes of these columns become very many."""
     for number, group in enumerate(groups):
-        columns = (group.column(index) for index in range(group.num_columns))
-        stored = next(column for column in columns if column.path_in_schema == image)
-        before, after = stored.total_compressed_size, stored.total_uncompressed_size
-        if after > max(HARMLESS_BYTES, MAX_GROWTH * before):
-            raise DatasetError(
-                f"{path}: row group {number} says that it grows from {before:,} to {after:,} bytes "
-                "when it is decompressed; write the images without compression"
-            )
+        columns = [group.column(index) for index in range(group.num_columns)]
+        for stored in (column for column in columns if column.path_in_schema in names):
+            before, after = stored.total_compressed_size, stored.total_uncompressed_size
+            if after > max(HARMLESS_BYTES, MAX_GROWTH * before):
+                raise DatasetError(
+                    f"{path}: row group {number} of {stored.path_in_schema} says that it grows "
+                    f"from {before:,} to {after:,} bytes when it is decompressed; write it "
+                    "without compression"
+                )
 
 
 def _image_column(path: Path, schema: "pyarrow.Schema") -> str:
@@ -216,6 +207,7 @@ def _batch_labels(
     """The name of the class of each row, the first of which is number `start`."""
     if not hasattr(column, "dictionary"):
         column = column.dictionary_encode()
+    _check_lengths(path, column.dictionary)
     positions = column.indices.to_pylist()
     # Each name once, however often and however long it is.
     values = {position: _value(column, position) for position in set(positions)}
@@ -228,6 +220,19 @@ def _batch_labels(
         else:
             what = "no label" if value is None else f"label {value}, which the file does not name"
             raise DatasetError(f"{path}: row {row} has {what}; give images whose class is known")
+
+
+def _check_lengths(path: Path, labels: "pyarrow.Array") -> None:
+    """Raise DatasetError for a label that is too long, before Python makes a text of it."""
+    import pyarrow.compute
+
+    if str(labels.type) not in TEXT:
+        return
+    longest = pyarrow.compute.max(pyarrow.compute.binary_length(labels)).as_py() or 0
+    if longest > LONGEST_LABEL:
+        raise DatasetError(
+            f"{path}: a label of {longest:,} bytes, limit {LONGEST_LABEL:,}; write names of classes"
+        )
 
 
 def _value(column: "pyarrow.Array", position: int | None) -> str | int | None:

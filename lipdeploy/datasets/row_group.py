@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 OPEN_GROUPS = 2
 """Row groups that are kept open: threads ask for images that are near each other."""
 
-WAITING_BYTES = 32 << 20
-"""Most that one group keeps of the images that were passed over; at least one for each thread."""
-WAITING = 16
+WAITING, WAITING_BYTES = 1024, 64 << 20
+"""Most images, and bytes of them, that one group keeps of those that were passed over."""
 
 BUFFER = 1 << 18
 """Bytes that are read from the file at a time; what is in memory of a row group is one page of it,
 which is up to its writer: pyarrow puts 1,024 images into one, or as many as the group has."""
-
-OpenGroup = Callable[["Table", int], "RowGroup"]
 
 
 def open_parquet(
@@ -45,6 +42,8 @@ def open_parquet(
     return parquet.ParquetFile(
         path,
         buffer_size=BUFFER,
+        # Or it reads a column of a whole row group before the first page of it.
+        pre_buffer=False,
         metadata=metadata,
         read_dictionary=list(names),
         page_checksum_verification=True,
@@ -55,13 +54,18 @@ class RowGroup:
     """One column of a row group, which can only be read from its start on.
 
     Several threads ask for rows in about their order. Those that are passed over on the way to a
-    later one are kept for a while; what is not kept is read again from the start.
+    later one are kept for a while; what is not kept is read again from the start. Only one thread
+    may use it at a time.
     """
 
     def __init__(self, table: "Table", number: int) -> None:
         self._table, self._number = table, number
-        self._lock = threading.Lock()
         self._start()
+
+    def close(self) -> None:
+        """Let go of all that is in memory, whoever still knows this group."""
+        self._cells.close()
+        self._waiting.clear()
 
     def _start(self) -> None:
         self._cells, self._next = _cells(self._table, self._number), 0
@@ -75,12 +79,11 @@ class RowGroup:
             ImageError: if it is too large, or the group ends before.
             Exception: of pyarrow's many kinds, if the file is damaged.
         """
-        with self._lock:
-            found = self._waiting.pop(row, None)
-            if found is None:
-                found = self._reach(row)
-            else:
-                self._bytes -= found.nbytes
+        found = self._waiting.pop(row, None)
+        if found is None:
+            found = self._reach(row)
+        else:
+            self._bytes -= found.get_total_buffer_size()
         check_bytes(found.nbytes)
         value = found[0].as_py()
         image: bytes | None = value["bytes"] if isinstance(value, dict) else value
@@ -98,17 +101,42 @@ class RowGroup:
 
     def _wait(self, row: int, cell: "pyarrow.Array") -> None:
         self._waiting[row] = cell
-        self._bytes += cell.nbytes
-        while self._bytes > WAITING_BYTES and len(self._waiting) > WAITING:
-            self._bytes -= self._waiting.pop(next(iter(self._waiting))).nbytes
+        self._bytes += cell.get_total_buffer_size()
+        while self._bytes > WAITING_BYTES or len(self._waiting) > WAITING:
+            self._bytes -= self._waiting.pop(next(iter(self._waiting))).get_total_buffer_size()
 
 
-def _cells(table: "Table", number: int) -> Iterator["pyarrow.Array"]:
+def _cells(table: "Table", number: int) -> Generator["pyarrow.Array"]:
     """Arrays of one row each, so that never more than one image is taken out of its page."""
     with open_parquet(table.path, metadata=table.metadata) as file:
         where = {"columns": [table.column], "row_groups": [number]}
         for batch in file.iter_batches(batch_size=1, use_threads=False, **where):
             yield batch.column(0)
+
+
+class OpenGroups:
+    """The row groups of which anything is in memory, at most `OPEN_GROUPS` of all files.
+
+    Any thread may ask; one reads at a time, so that no group lives on in a thread that still reads
+    it. What takes long, decoding, comes after that.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[tuple[Table, int], RowGroup] = {}
+
+    def cell(self, table: "Table", number: int, row: int) -> bytes | None:
+        """What is in a row of a row group; see `RowGroup.cell`."""
+        key = table, number
+        with self._lock:
+            group = self._open.pop(key, None)
+            if group is None:
+                while len(self._open) >= OPEN_GROUPS:
+                    self._open.pop(next(iter(self._open))).close()
+                group = RowGroup(table, number)
+            # At the end: the one that was asked for least recently comes first.
+            self._open[key] = group
+            return group.cell(row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,19 +148,19 @@ class Table:
         metadata: of the file; to read it for each row group takes long where there are many.
         column: where the encoded images are.
         starts: number of the first row of each row group; at last, how many rows there are.
-        open_group: opens one, or knows it still.
+        groups: those that are open, shared by all files.
     """
 
     path: Path
     metadata: "parquet.FileMetaData"
     column: str
     starts: tuple[int, ...]
-    open_group: OpenGroup
+    groups: OpenGroups
 
     def cell(self, row: int) -> bytes | None:
         """The encoded image in a row; see `RowGroup.cell`."""
         number = bisect_right(self.starts, row) - 1
-        return self.open_group(self, number).cell(row - self.starts[number])
+        return self.groups.cell(self, number, row - self.starts[number])
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,8 @@ def find_shards(dataset: str) -> list[Path]:
     """The files that `dataset` means, in order; none where it is something else.
 
     In a folder these are its files of one kind, or those of the folder `test` in it; where their
-    names begin with that of a part (train, test, validation), only those of the test part.
+    names begin with that of a part (train, test, validation), only those of the test part; those
+    of validation where the folder has nothing else, never those of training.
 
     Raises:
         DatasetError: if a file does not exist, or the parts cannot be told apart.
@@ -91,18 +92,20 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _test_part(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Those of the test part by their names; all where no name says that it is of another one."""
+    """Those of the test part by their names; all where no name tells a part, or all validation."""
     parts: dict[str, list[Path]] = {}
     for file in files:
         match = PART.match(file.name)
         parts.setdefault(match[1].lower() if match else "", []).append(file)
-    if len(parts) == 1:
-        return list(files)
     if "test" in parts:
         return parts["test"]
+    if len(parts) == 1 and "train" not in parts:
+        return list(files)
     names = ", ".join(group[0].name for group in parts.values())
+    what = "several parts" if len(parts) > 1 else "the training part alone"
     raise DatasetError(
-        f"{folder}: holds files of several parts ({names}), none of test; name those to evaluate on"
+        f"{folder}: holds files of {what} ({names}), none of test; name those to evaluate on, as "
+        f"{files[0]}"
     )
 
 

@@ -4,16 +4,21 @@ import io
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from lipdeploy.errors import DatasetError, ImageError, one_line
+from lipdeploy.errors import DatasetError, ImageError, readable
 from lipdeploy.images import StoredImage, check_bytes
 
-LONGEST_HEADER = 1 << 20
-"""Bytes of names and the like that a member may have; tarfile itself would read any number."""
+LONGEST_HEADER = 1 << 17
+"""Bytes of headers that a member may have: its name and the like; tarfile itself would read any
+number, and copies what they say once a header."""
+
+ZEROS_AT_ONCE = 1 << 20
+"""Bytes behind the end of a tar file that are read at a time."""
+
+OF_ONE = {"path", "size"}
+"""Fields that no global header can set: they are different in each member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,14 @@ class TarImage(StoredImage):
 
 
 class _Headers(io.BufferedReader):
-    """A file whose headers tarfile reads; none may be long."""
+    """A file whose headers tarfile reads: so many bytes `left` of them until it is set again."""
+
+    left = LONGEST_HEADER
 
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is None or not 0 <= size <= LONGEST_HEADER:
+        if size is None or not 0 <= size <= self.left:
             raise tarfile.ReadError(f"a header of {size} bytes")
+        self.left -= size
         return super().read(size)
 
 
@@ -64,29 +72,50 @@ def members(archive: Path) -> Iterator[TarImage]:
     """The files inside of a tar file, in order; only their headers are read.
 
     Raises:
-        DatasetError: if it is damaged or cut off, or holds anything else than files and folders.
+        DatasetError: if it is damaged or cut off, holds anything else than files and folders, or
+            anything behind its end.
     """
-    with _reading(archive), _Headers(io.FileIO(archive)) as stream:
+    advice = "a compressed one must be decompressed first"
+    with readable(archive, "tar file", advice), _Headers(io.FileIO(archive)) as stream:
         length = os.fstat(stream.fileno()).st_size
         with tarfile.open(fileobj=stream, mode="r:") as opened:
             end = opened.offset = 0
             while not _is_end(archive, stream, opened.offset):
-                # Not opened.next(), which keeps all members and takes a bad one for the end.
-                member = tarfile.TarInfo.fromtarfile(opened)
+                member = _next_member(archive, opened)
                 _check_member(archive, member, end, length)
                 end = member.offset_data + member.size
                 if not member.isdir():
                     yield TarImage(archive, member.name, member.offset_data, member.size)
 
 
-def _is_end(archive: Path, stream: IO[bytes], offset: int) -> bool:
-    """Whether the block at `offset` is the end of the tar file: zeros; leaves the stream there."""
+def _is_end(archive: Path, stream: _Headers, offset: int) -> bool:
+    """Whether zeros from `offset` on end the tar file; if not, leaves the stream there."""
     stream.seek(offset)
+    stream.left = LONGEST_HEADER
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
         raise DatasetError(f"{archive}: cut off at byte {offset:,}; copy it again")
-    stream.seek(offset)
-    return block == bytes(tarfile.BLOCKSIZE)
+    if any(block):
+        stream.seek(offset)
+        return False
+    # A lost header, or a second tar file behind this one, is never taken for a smaller test set.
+    while rest := stream.read1(ZEROS_AT_ONCE):
+        if any(rest):
+            raise DatasetError(
+                f"{archive}: ends at byte {offset:,}, but more follows; if it is several tar files "
+                "in one, give them one by one, else copy it again"
+            )
+    return True
+
+
+def _next_member(archive: Path, opened: tarfile.TarFile) -> tarfile.TarInfo:
+    # Or tarfile applies all that was ever in global headers to each member that follows.
+    opened.pax_headers = {}
+    # Not opened.next(), which keeps all members and takes a bad one for the end.
+    member = tarfile.TarInfo.fromtarfile(opened)
+    if fields := sorted(OF_ONE & opened.pax_headers.keys()):
+        raise DatasetError(f"{archive}: one {fields[0]} for all of its files; pack the files again")
+    return member
 
 
 def _check_member(archive: Path, member: tarfile.TarInfo, end: int, length: int) -> None:
@@ -99,17 +128,3 @@ def _check_member(archive: Path, member: tarfile.TarInfo, end: int, length: int)
         raise DatasetError(f"{where} has an impossible place or size; pack the files again")
     if member.offset_data + member.size > length:
         raise DatasetError(f"{where} is cut off; copy the tar file again")
-
-
-@contextmanager
-def _reading(archive: Path) -> Iterator[None]:
-    """What tarfile raises on hostile bytes, which is of many kinds, as DatasetError."""
-    try:
-        yield
-    except DatasetError:
-        raise
-    except Exception as error:
-        raise DatasetError(
-            f"{archive}: not a readable tar file ({one_line(error)}); a compressed one must be "
-            "decompressed first"
-        ) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
+from lipdeploy.choices import check_class_names
 from lipdeploy.datasets.labelled import LabelledSources, labelled_by_name
 from lipdeploy.datasets.tar_file import TarImage, members
 from lipdeploy.errors import DatasetError, ImageError
@@ -84,7 +85,7 @@ def _classes_beside(path: Path) -> tuple[str, ...] | None:
     for file in (folder / name for folder in folders for name in CLASS_FILES):
         if file.is_file():
             with file.open("rb") as stream:
-                return _lines(_text(stream.read(MAX_TEXT + 1), str(file)))
+                return _classes(_text(stream.read(MAX_TEXT + 1), str(file)), str(file))
     return None
 
 
@@ -97,7 +98,7 @@ def _scan(path: Path, found: _Found) -> None:
         if len(sample) < len(files):
             raise DatasetError(f"{path}/{key}: two files of one name; pack each once")
         if set(sample) == {"txt"} and files[0].member.rpartition("/")[2] in CLASS_FILES:
-            found.classes.add(_lines(_content(files[0])))
+            found.classes.add(_classes(_content(files[0]), files[0].name))
         elif image := _image_of(sample, f"{path}/{key}"):
             found.images.append(image)
             found.labels.append(_label_of(sample, image))
@@ -133,7 +134,7 @@ def _label_of(sample: Sample, image: TarImage) -> str:
             f"{image.name}: no class, expected a file ending in {', '.join(LABELS)} next to it; "
             "pack with 'tar --sort=name'"
         )
-    text = _content(sample[ending])
+    text = _content(sample[ending]).strip()
     label = _json_label(text) if ending == "json" else text
     if not label:
         keys = f", or an object with {' or '.join(JSON_KEYS)}" if ending == "json" else ""
@@ -181,10 +182,22 @@ def _text(data: bytes, where: str) -> str:
     if len(data) > MAX_TEXT:
         raise DatasetError(f"{where}: more than {MAX_TEXT:,} bytes, expected names of classes")
     try:
-        return data.decode("utf-8-sig").strip()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DatasetError(f"{where}: not text in UTF-8; save it as such") from error
 
 
-def _lines(text: str) -> tuple[str, ...]:
-    return tuple(line.strip() for line in text.splitlines())
+def _classes(text: str, where: str) -> tuple[str, ...]:
+    """The names in the lines of a text: every line counts, or all numbers after it would move."""
+    lines = text.removesuffix("\n").split("\n")
+    names = tuple(line.strip(" \t\r") for line in lines)
+    if "" in names:
+        raise DatasetError(
+            f"{where}: line {names.index('') + 1} is empty, expected the name of class "
+            f"{names.index('')}; write a name a line from class 0 on"
+        )
+    try:
+        check_class_names(names)
+    except ValueError as error:
+        raise DatasetError(f"{where}: {error}; write a name a line from class 0 on") from error
+    return names
