@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lipdeploy.exporters.freeze import freeze
 from lipdeploy.training.checkpoint import load_model
 
-STEPS = 20
+STEPS = 8
 OVERSHOOT = 1 + 1e-6
 
 
