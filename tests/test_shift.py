@@ -239,3 +239,53 @@ def test_the_last_line_of_a_false_model_is_red_and_an_error(
     assert "contradict the guarantee program, expected 0: the certificates are false" in errors
     page = (tmp_path / "report.html").read_text()
     assert '<p class="bad">' in page.partition('id="corruptions"')[2][:200]
+
+
+def evidence() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path("broken-certificates").iterdir()}
+
+
+def test_evidence_is_never_written_over_evidence(run_cli: Cli, planted: str, own: Path) -> None:
+    """Each model, each kind and each run begin to count anew; the folder is the same."""
+    other = Path("other.onnx")
+    other.write_bytes(Path(planted).read_bytes())
+    given = (own, "--corruption", "contrast", "--severity", "4,5", "--json")
+    _, output, _ = run_cli("evaluate", planted, other, *given)
+    pairs = [
+        pair for line in output.splitlines() for pair in json.loads(line)["corruptions"]["pairs"]
+    ]
+    assert {pair["model"] for pair in pairs} == {planted, "other.onnx"}
+    before = evidence()
+    _, output, _ = run_cli("evaluate", planted, *given, "--attack", "--attack-images", "5")
+    found = json.loads(output)
+    assert found["attack"]["pairs"]
+    pairs += found["attack"]["pairs"] + found["corruptions"]["pairs"]
+    assert evidence().items() >= before.items()
+    assert len({pair["original"] for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        record = Path(pair["original"].replace("-original.npy", ".json"))
+        assert json.loads(record.read_text()) == pair
+    assert len(evidence()) == 5 * len(pairs)
+
+
+def test_the_record_of_a_pair_says_what_was_promised_and_what_it_is(
+    run_cli: Cli, planted: str, own: Path
+) -> None:
+    """Wrong answers have certificates, too; here all images lie in a folder of another class."""
+    folders = sorted((own / "test").iterdir())
+    for folder in folders:
+        folder.rename(folder.with_suffix(".moved"))
+    for folder, before in zip(folders, folders[1:] + folders[:1], strict=True):
+        before.with_suffix(".moved").rename(folder)
+    given = ("--corruption", "contrast", "--severity", "5", "--json")
+    _, output, errors = run_cli("evaluate", planted, own, *given)
+    pairs = json.loads(output)["corruptions"]["pairs"]
+    assert any(pair["class"] != pair["certified_class"] for pair in pairs)
+    for pair in pairs:
+        assert Path(pair["path"]).parent.name == pair["class"]
+        assert pair["certified_class"] != pair["adversarial_class"]
+        assert (pair["corruption"], pair["severity"]) == ("contrast", 5)
+        assert "attack" not in pair
+        words = f"{pair['path']}: certified {pair['certified_class']} within"
+        assert words in errors
+        assert f"but contrast of severity 5 made it {pair['adversarial_class']}" in errors
