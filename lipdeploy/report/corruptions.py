@@ -122,7 +122,7 @@ def corruptions_summary(
             _sum([row for row in rows if row["severity"] == severity]) for severity in severities
         ],
         "all": _sum(rows[1:]),
-        "corrupted": sum(row["images"] for row in rows[1:]),
+        "corrupted": sum(shift.corrupted for shift in shifts),
         "inside_radius": sum(shift.inside for shift in shifts),
         "broken_certificates": sum(shift.broken for shift in shifts),
         "pairs": list(course.pairs),
