@@ -30,6 +30,8 @@ IMAGE = "cat-0001.jpg"
 SEED = 0
 SEARCH_STEPS = 30
 """Gradients of a search for the nearest image of another class."""
+INSIDE = 0.999
+"""How long the drawn changes are, by the certified radius: the promise is about nearer images."""
 BATCH = 256
 
 
@@ -145,16 +147,21 @@ def rooms(subject: Subject, pixels: Array) -> Array:
 
 
 def changes(subject: Subject) -> dict[str, Array]:
-    """Changes of the image, each as long as the certified radius, by what they are."""
-    size, radius = subject.pixels.size, subject.radius
+    """Changes of the image, `INSIDE` of the certified radius long each, by what they are.
+
+    The changed images have values from 0 to 255, too: dark values rise, bright ones fall.
+    """
+    size, length = subject.pixels.size, INSIDE * subject.radius
     shape = subject.pixels.shape
+    signs = np.where(subject.pixels < 128, 1.0, -1.0)
+    place = 0, shape[1] // 2, shape[2] // 2
     point = np.zeros(shape)
-    point[0, shape[1] // 2, shape[2] // 2] = radius
-    each = radius / size**0.5
+    point[place] = length * signs[place]
+    each = length / size**0.5
     return {
-        f"{size:,} numbers\nby {lower(each, 2)} steps": np.full(shape, each),
-        f"one number\nby {lower(radius, 1)} steps": point,
-        "towards the\nattack's image": unit(subject.nearest - subject.pixels) * radius,
+        f"{size:,} numbers\nby {lower(each, 2)} steps": each * signs,
+        f"one number\nby {lower(length, 1)} steps": point,
+        "towards the\nattack's image": unit(subject.nearest - subject.pixels) * length,
     }
 
 
@@ -221,7 +228,7 @@ def along(subject: Subject, direction: Array, way: Array) -> Array:
 
 
 def draw_changes(subject: Subject) -> Figure:
-    """The image after changes of one length, and these changes, magnified."""
+    """The image after changes of one length, rounded to 8 bits, and these changes, magnified."""
     found = changes(subject)
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     grid = figure.subplots(2, 1 + len(found))

@@ -41,9 +41,14 @@ class Pair:
         return self.first.certificate
 
     @property
+    def radius_255(self) -> float:
+        """Certified radius of the first image, l2 in units of 1/255."""
+        return self._certificate.radius_255
+
+    @property
     def is_covered(self) -> bool:
         """Whether the second image lies in the ball of the first, compared exactly."""
-        return self.squared_distance < Fraction(self._certificate.radius_255) ** 2
+        return self.squared_distance < Fraction(self.radius_255) ** 2
 
     @property
     def is_covered_in_file(self) -> bool | None:

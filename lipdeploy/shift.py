@@ -8,10 +8,10 @@ and another one shows that the certificate is false.
 
 from array import array
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, repeat
 from typing import Any
 
@@ -23,8 +23,9 @@ from lipdeploy.errors import ImageError
 from lipdeploy.evaluation import Evaluation, Outcome
 from lipdeploy.images import ImageSource, name_of, network_input
 from lipdeploy.pairs import Pair
+from lipdeploy.pipeline import Pipeline
 from lipdeploy.prediction import Failure, Prediction
-from lipdeploy.predictor import Predictor
+from lipdeploy.predictor import DECODERS, Predictor
 from lipdeploy.resize import Pixels
 
 
@@ -37,18 +38,20 @@ class View:
         way: what was done to it.
         clean: the image at the network's size, shape (n, n, 3), uint8; None if unreadable.
         pixels: what became of it, of the same shape; None if unreadable.
+        error: why it is unreadable.
     """
 
     name: str
     way: Way
     clean: Pixels | None
     pixels: Pixels | None
+    error: str = ""
 
     @property
-    def squared_distance(self) -> int:
-        """Sum of the squared differences of the values 0 ... 255; 0 if unreadable."""
+    def squared_distance(self) -> int | None:
+        """Sum of the squared differences of the values 0 ... 255; None if unreadable."""
         if self.clean is None or self.pixels is None:
-            return 0
+            return None
         return int(np.sum((self.clean.astype(np.int64) - self.pixels) ** 2))
 
 
@@ -69,49 +72,21 @@ class Shifted:
     @cached_property
     def pair(self) -> Pair | None:
         """Image and view with their distance; None for the image as it is, or without answers."""
-        result, distance = self.outcome.result, Fraction(self.view.squared_distance)
-        if self.view.way == UNCHANGED or isinstance(self.clean, Failure):
+        result, distance = self.outcome.result, self.view.squared_distance
+        if self.view.way == UNCHANGED or distance is None:
             return None
-        return Pair(self.clean, result, distance, None) if isinstance(result, Prediction) else None
-
-
-class _Views:
-    """Sources of a predictor: each image in all ways, made when it is read.
-
-    Attributes:
-        given: the views whose answers are not there yet, in order.
-    """
-
-    def __init__(
-        self, sources: Sequence[ImageSource], ways: Sequence[Way], size: int, seed: int
-    ) -> None:
-        self.given = deque[View]()
-        self._sources, self._ways, self._size, self._seed = sources, ways, size, seed
-
-    def __iter__(self) -> Iterator[ImageSource]:
-        for index, source in enumerate(self._sources):
-            name = name_of(source) or f"#{index}"
-            clean = _input_pixels(source, self._size)
-            for way in self._ways:
-                pixels = None if clean is None else corrupted(clean, way, self._seed)
-                self.given.append(View(name, way, clean, pixels))
-                # The predictor says why it cannot be read.
-                yield source if pixels is None else pixels
-
-
-def _input_pixels(source: ImageSource, size: int) -> Pixels | None:
-    """The image at the network's size, shape (size, size, 3), uint8; None if unreadable."""
-    try:
-        values = network_input(source, size).pixels
-    except ImageError:
-        return None
-    return np.ascontiguousarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))
+        if isinstance(self.clean, Failure) or isinstance(result, Failure):
+            return None
+        return Pair(self.clean, result, Fraction(distance), None)
 
 
 def shifted(
     predictor: Predictor, images: LabelledSources[Any], ways: Sequence[Way], seed: int
 ) -> Iterator[Shifted]:
     """Each image as it is, then in all ways; never more of them held than are read ahead.
+
+    Images are read once. Ahead of the predictor, up to `DECODERS` images are read and as many
+    views made, by as many threads each.
 
     Args:
         predictor: certifies, too.
@@ -120,14 +95,62 @@ def shifted(
         seed: of the corruptions' random numbers.
     """
     all_ways = (UNCHANGED, *ways)
-    views = _Views(images.sources, all_ways, predictor.network.image_size, seed)
     labels = chain.from_iterable(repeat(label, len(all_ways)) for label in images.labels)
     clean: Prediction | Failure = Failure("", "")
-    for label, result in zip(labels, predictor.attempt(views), strict=True):
-        view = views.given.popleft()
-        named = replace(result, path=view.name)
-        clean = named if view.way == UNCHANGED else clean
-        yield Shifted(view, clean, Outcome(images.classes[label], named))
+    with Pipeline() as pipeline:
+        read = partial(_read, size=predictor.network.image_size)
+        asis = pipeline.map(read, enumerate(images.sources), ahead=DECODERS, threads=DECODERS)
+        tasks = ((view, way) for view in asis for way in all_ways)
+        views = pipeline.map(partial(_made, seed), tasks, ahead=DECODERS, threads=DECODERS)
+        for label, (view, result) in zip(labels, _answered(predictor, views), strict=True):
+            named = replace(result, path=view.name)
+            clean = named if view.way == UNCHANGED else clean
+            yield Shifted(view, clean, Outcome(images.classes[label], named))
+
+
+def _read(numbered: tuple[int, ImageSource], size: int) -> View:
+    """An image as it is, at the network's size, rounded to 8 bits."""
+    index, source = numbered
+    name = name_of(source) or f"#{index}"
+    try:
+        values = network_input(source, size).pixels
+    except ImageError as error:
+        return View(name, UNCHANGED, None, None, str(error))
+    pixels = np.ascontiguousarray(np.rint(values).astype(np.uint8).transpose(1, 2, 0))
+    return View(name, UNCHANGED, pixels, pixels)
+
+
+def _made(seed: int, task: tuple[View, Way]) -> View:
+    """The view of an image in one way."""
+    asis, way = task
+    pixels = None if asis.clean is None else corrupted(asis.clean, way, seed)
+    return replace(asis, way=way, pixels=pixels)
+
+
+def _answered(
+    predictor: Predictor, views: Iterable[View]
+) -> Iterator[tuple[View, Prediction | Failure]]:
+    """Views with their answers, in order; the predictor gets those that could be read."""
+    given = deque[View]()
+    for result in predictor.attempt(_readable(views, given)):
+        yield from _unreadable(given)
+        yield given.popleft(), result
+    yield from _unreadable(given)
+
+
+def _readable(views: Iterable[View], given: deque[View]) -> Iterator[Pixels]:
+    """Pixels of the views that have any; all views are put down in `given`."""
+    for view in views:
+        given.append(view)
+        if view.pixels is not None:
+            yield view.pixels
+
+
+def _unreadable(given: deque[View]) -> Iterator[tuple[View, Failure]]:
+    """The unreadable views at the front, taken away from there."""
+    while given and given[0].pixels is None:
+        view = given.popleft()
+        yield view, Failure(view.name, view.error)
 
 
 class Shift:
@@ -148,10 +171,17 @@ class Shift:
     def add(self, item: Shifted) -> None:
         """Count one image."""
         self.evaluation.add(item.outcome)
+        distance = item.view.squared_distance
+        if self.way != UNCHANGED and distance is not None:
+            self._squared.append(distance)
         if item.pair is not None:
-            self._squared.append(item.view.squared_distance)
             self.inside += item.pair.is_covered
             self.broken += item.pair.contradicts
+
+    @property
+    def corrupted(self) -> int:
+        """Images that were corrupted: those that could be read, none of the way `UNCHANGED`."""
+        return len(self._squared)
 
     @property
     def median_length_255(self) -> float | None:

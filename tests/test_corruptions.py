@@ -124,6 +124,26 @@ def test_motion_blur_moves_light_along_one_line_that_grows_with_the_image(side: 
         assert right.min() == 0
 
 
+def test_motion_blur_is_that_of_the_script_but_for_one_part_in_40_000() -> None:
+    """ImageMagick's kernel has 2 * radius + 1 pixels, of which the first is the pixel itself."""
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:, -1] = 255
+    nearly_level = next(
+        seed for seed in range(999) if abs(np.random.default_rng(seed).uniform(-45, 45)) < 0.5
+    )
+    radii = (6, 6, 6, 8, 9)
+    for radius, deviation in zip(radii, CORRUPTIONS["motion_blur"].strengths, strict=True):
+        offsets = np.arange(2 * radius + 1)
+        kernel = np.exp(-(offsets**2) / (2 * deviation**2))
+        generator = np.random.default_rng(nearly_level)
+        values = CORRUPTIONS["motion_blur"].apply(pixels, deviation, generator)
+        # Beyond the edge the last column goes on, so differences of columns are the weights.
+        weights = np.diff(values[16, :, 0] / 255)[::-1][: len(kernel)]
+        is_there = weights > 0
+        np.testing.assert_allclose(weights[is_there], (kernel / kernel.sum())[is_there], rtol=1e-4)
+        assert kernel[~is_there].sum() / kernel.sum() < 1 / 40_000
+
+
 def test_brightness_adds_to_the_value_of_hue_saturation_and_value() -> None:
     pixels = noise(8)
     pixels[0, 0], pixels[0, 1] = 0, 255
@@ -179,16 +199,30 @@ def test_an_image_is_corrupted_in_the_same_way_whatever_came_before(name: str) -
     assert is_same == (name not in RANDOM)
 
 
-def test_noise_of_a_higher_severity_is_the_same_made_larger() -> None:
+def test_gaussian_noise_of_a_higher_severity_is_the_same_made_larger() -> None:
     grey = np.full((16, 16, 3), 128, dtype=np.uint8)
     small, large = (
         corrupted(grey, Way("gaussian_noise", severity), 0).astype(float) - 128
         for severity in (1, 3)
     )
     assert np.abs(2 * small - large).max() <= 1.5
-    few, many = (corrupted(grey, Way("impulse_noise", severity), 0) != 128 for severity in (1, 5))
-    assert few.sum() < many.sum()
-    assert not np.any(few & ~many)
+
+
+def test_impulses_of_a_lower_severity_are_among_those_of_a_higher_one() -> None:
+    grey = np.full((16, 16, 3), 128, dtype=np.uint8)
+    found = [corrupted(grey, Way("impulse_noise", severity), 0) for severity in SEVERITIES]
+    for few, many in pairwise(found):
+        hit = few != 128
+        assert 0 < hit.sum() < (many != 128).sum()
+        np.testing.assert_array_equal(many[hit], few[hit])
+
+
+def test_photons_are_counted_anew_at_each_severity() -> None:
+    grey = np.full((128, 128, 3), 128, dtype=np.uint8)
+    few, many = (
+        corrupted(grey, Way("shot_noise", severity), 0).ravel().astype(float) for severity in (1, 5)
+    )
+    assert abs(np.corrcoef(few, many)[0, 1]) < 0.05
 
 
 def test_two_images_have_different_noise() -> None:

@@ -9,6 +9,7 @@ import pytest
 from make_pictures import (
     DOCS,
     IMAGE,
+    INSIDE,
     PICTURES,
     SAMPLES,
     Subject,
@@ -57,12 +58,32 @@ def test_no_way_leads_below_the_proven_line(subject: Subject) -> None:
     assert rooms(subject, subject.nearest[None])[0] < 0
 
 
-def test_every_drawn_change_is_as_long_as_the_radius_and_changes_no_class(
+def test_every_drawn_change_is_just_inside_of_the_radius_and_changes_no_class(
     subject: Subject,
 ) -> None:
     for moved in changes(subject).values():
-        assert np.linalg.norm(moved) == pytest.approx(subject.radius, rel=1e-9)
-        assert classes(subject.predictor, (subject.pixels + 0.999 * moved)[None]) == subject.label
+        # What the engine gets: float32.
+        after = (subject.pixels + moved).astype(np.float32).astype(np.float64)
+        length = np.linalg.norm(after - subject.pixels)
+        assert length < subject.radius
+        assert length == pytest.approx(INSIDE * subject.radius, rel=1e-5)
+        assert after.min() >= 0
+        assert after.max() <= 255
+        assert classes(subject.predictor, after[None]) == subject.label
+
+
+def test_what_the_page_says_of_the_drawn_changes_is_so(subject: Subject) -> None:
+    text = " ".join((DOCS / "radius.md").read_text().split())
+    everything, single, _ = changes(subject).values()
+    steps, step = lower(np.abs(everything).min(), 2), lower(np.abs(single).max(), 1)
+    assert np.abs(everything).min() == np.abs(everything).max() < 1
+    assert f"each {INSIDE} of the radius long" in text
+    assert f"All 3,072 numbers may change by {steps} steps of 255 at once" in text
+    assert f"or a single one by {step}." in text
+    assert np.count_nonzero(single) == 1
+    rounded = np.rint(subject.pixels + everything) - subject.pixels
+    assert set(np.abs(rounded).ravel()) == {1.0}
+    assert f"{steps} steps are drawn as 1" in text
 
 
 def test_the_numbers_of_the_page_are_those_of_the_model(subject: Subject) -> None:
@@ -71,7 +92,6 @@ def test_the_numbers_of_the_page_are_those_of_the_model(subject: Subject) -> Non
     margin = rooms(subject, subject.pixels[None])[0]
     known = {lower(subject.radius, 1), upper(subject.distance, 1), lower(margin, 1)}
     assert found == known
-    assert f"{lower(subject.radius / subject.pixels.size**0.5, 2)} steps" in text
     assert f"samples/{IMAGE}" in text
 
 

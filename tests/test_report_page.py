@@ -24,6 +24,7 @@ from PIL import Image
 from lipdeploy import Predictor
 from lipdeploy.cli.corruption import corruption_request, run_corruptions
 from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.decimals import lower
 from lipdeploy.evaluation import STANDARD_RADII, Evaluation, Outcome, outcomes
 from lipdeploy.prediction import Certificate, Prediction
 from lipdeploy.report.attack import sandwich_summary
@@ -253,6 +254,52 @@ def test_corruptions_have_a_place(with_corruptions: Evaluated, tmp_path: Path) -
     assert not with_corruptions.is_contradicted
     broken = found | {"broken_certificates": 1}
     assert replace(with_corruptions, summary={"corruptions": broken}).is_contradicted
+
+
+@pytest.mark.parametrize("kind", ["attack", "corruptions"])
+def test_a_false_guarantee_is_said_before_anything_else(
+    run: Evaluated, with_corruptions: Evaluated, tmp_path: Path, kind: str
+) -> None:
+    def top(*runs: Evaluated) -> str:
+        return made(list(runs), tmp_path).partition('<main id="main">')[2].partition("<dl")[0]
+
+    honest = with_attack(with_corruptions)
+    assert not top(honest).strip()
+    found = honest.summary | {kind: honest.summary[kind] | {"broken_certificates": 1}}
+    broken = replace(honest, summary=found | {"model": "bad.onnx", "guarantee": "network"})
+    against = {"against": {"model": "first", "differences": []}}
+    second = replace(broken, summary=broken.summary | against)
+    for told in (top(broken), top(honest, second)):
+        assert told.strip().startswith('<p class="bad">The guarantee network is not true of bad')
+        assert told.count("Do not use this file.") == 1
+
+
+@pytest.mark.parametrize("guarantee", ["program", "network", "no-certified-flip"])
+def test_no_more_is_promised_than_the_statement_says(
+    run: Evaluated, tmp_path: Path, guarantee: str
+) -> None:
+    text = Page(made([replace(run, summary=run.summary | {"guarantee": guarantee})], tmp_path)).text
+    before = ("up to exactly that size", "no change of the pixels", "no change")
+    for words in before:
+        said = re.search(
+            rf"{words} can (alter the answer|give another class).{{40}}", text, re.DOTALL
+        )
+        assert said is not None
+        assert ("(the engine may" in said[0]) == (guarantee != "program")
+    assert "the class stays" not in text
+
+
+def test_a_length_of_0_is_shown(with_corruptions: Evaluated, tmp_path: Path) -> None:
+    """That of an image of one colour whose contrast is lowered."""
+    found = with_corruptions.summary["corruptions"]
+    rows = [dict(row) for row in found["rows"]]
+    rows[1]["median_length_255"] = 0.0
+    changed = with_corruptions.summary | {"corruptions": found | {"rows": rows}}
+    page = Page(made([replace(with_corruptions, summary=changed)], tmp_path))
+    for row in rows:
+        severity, length = str(row["severity"] or ""), row["median_length_255"]
+        (shown,) = [r for r in page.rows if r[:2] == [row["corruption"], severity]]
+        assert shown[-2] == ("" if length is None else f"{lower(length, 1)}/255")
 
 
 def value_at(points: Sequence[tuple[float, float]], x: float) -> float:

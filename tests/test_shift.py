@@ -14,9 +14,11 @@ from PIL import Image
 from lipdeploy import Predictor
 from lipdeploy.corruptions import UNCHANGED, Way, corrupted
 from lipdeploy.datasets import LabelledSources, scan_folder
+from lipdeploy.errors import ImageError
 from lipdeploy.evaluation import STANDARD_RADII, Evaluation, outcomes
 from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
-from lipdeploy.images import network_input
+from lipdeploy.images import StoredImage, network_input
+from lipdeploy.prediction import Failure, Prediction
 from lipdeploy.predictor import DECODERS
 from lipdeploy.shift import Shift, Shifted, shifted
 
@@ -158,7 +160,8 @@ def test_no_more_images_are_held_than_are_read_ahead(small_engine: Path, own: Pa
     with Predictor(small_engine, batch_size=4) as predictor:
         items = shifted(predictor, images, WAYS, 0)
         for done, _ in enumerate(items, start=1):
-            assert 4 * (len(opened) - 1) <= done + 8 + max(4, DECODERS)
+            held = done + 8 + max(4, DECODERS) + DECODERS
+            assert 4 * (len(opened) - 1 - DECODERS) <= held
     assert len(opened) == 20
 
 
@@ -174,6 +177,49 @@ def test_images_that_cannot_be_read_count_as_wrong_everywhere(
     for one, other in zip(before["rows"], after["rows"], strict=True):
         assert (other["images"], other["unreadable"]) == (21, 1)
         assert other["correct"] == one["correct"]
+        assert other["median_length_255"] == one["median_length_255"]
+    assert after["corrupted"] == before["corrupted"] == 20
+    given = ("evaluate", small_engine, own, "--corruption", "pixelate", "--severity", "3")
+    assert f"{before['inside_radius']} of 20 corrupted images" in run_cli(*given)[1]
+
+
+def test_an_image_is_read_once_and_stays_unreadable(small_engine: Path, own: Path) -> None:
+    """A file that appears later, as on a disk of a network that comes back, is no other image."""
+    folder = scan_folder(own, "test")
+
+    class Late(StoredImage):
+        reads = 0
+
+        @property
+        def name(self) -> str:
+            return "late"
+
+        def read(self) -> bytes:
+            self.reads += 1
+            if self.reads == 1:
+                raise ImageError("the disk is away")
+            return folder.sources[0].read_bytes()
+
+    late = Late()
+    sources = [folder.sources[0], late, *folder.sources[1:], late]
+    images = replace(folder, sources=sources, labels=[0, 0, *folder.labels[1:], 0])
+    first, *rest = (i for i in answered(small_engine, images) if i.view.name == "late")
+    assert [first.view.way, *(i.view.way for i in rest[:3])] == [UNCHANGED, *WAYS]
+    assert late.reads == 2
+    for item in (first, *rest[:3]):
+        assert item.pair is None
+        assert item.outcome.result == Failure("late", "the disk is away")
+    assert all(isinstance(item.outcome.result, Prediction) for item in rest[3:])
+
+
+def test_images_none_of_which_can_be_read_have_answers_all_the_same(
+    small_engine: Path, own: Path
+) -> None:
+    folder = scan_folder(own, "test")
+    images = replace(folder, sources=[b"no image"] * len(folder.sources))
+    found = answered(small_engine, images)
+    assert [item.view.name for item in found] == [f"#{i}" for i in range(20) for _ in range(4)]
+    assert all(isinstance(item.outcome.result, Failure) for item in found)
 
 
 def test_the_table_says_what_is_not_guaranteed(
@@ -239,3 +285,53 @@ def test_the_last_line_of_a_false_model_is_red_and_an_error(
     assert "contradict the guarantee program, expected 0: the certificates are false" in errors
     page = (tmp_path / "report.html").read_text()
     assert '<p class="bad">' in page.partition('id="corruptions"')[2][:200]
+
+
+def evidence() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path("broken-certificates").iterdir()}
+
+
+def test_evidence_is_never_written_over_evidence(run_cli: Cli, planted: str, own: Path) -> None:
+    """Each model, each kind and each run begin to count anew; the folder is the same."""
+    other = Path("other.onnx")
+    other.write_bytes(Path(planted).read_bytes())
+    given = (own, "--corruption", "contrast", "--severity", "4,5", "--json")
+    _, output, _ = run_cli("evaluate", planted, other, *given)
+    pairs = [
+        pair for line in output.splitlines() for pair in json.loads(line)["corruptions"]["pairs"]
+    ]
+    assert {pair["model"] for pair in pairs} == {planted, "other.onnx"}
+    before = evidence()
+    _, output, _ = run_cli("evaluate", planted, *given, "--attack", "--attack-images", "5")
+    found = json.loads(output)
+    assert found["attack"]["pairs"]
+    pairs += found["attack"]["pairs"] + found["corruptions"]["pairs"]
+    assert evidence().items() >= before.items()
+    assert len({pair["original"] for pair in pairs}) == len(pairs)
+    for pair in pairs:
+        record = Path(pair["original"].replace("-original.npy", ".json"))
+        assert json.loads(record.read_text()) == pair
+    assert len(evidence()) == 5 * len(pairs)
+
+
+def test_the_record_of_a_pair_says_what_was_promised_and_what_it_is(
+    run_cli: Cli, planted: str, own: Path
+) -> None:
+    """Wrong answers have certificates, too; here all images lie in a folder of another class."""
+    folders = sorted((own / "test").iterdir())
+    for folder in folders:
+        folder.rename(folder.with_suffix(".moved"))
+    for folder, before in zip(folders, folders[1:] + folders[:1], strict=True):
+        before.with_suffix(".moved").rename(folder)
+    given = ("--corruption", "contrast", "--severity", "5", "--json")
+    _, output, errors = run_cli("evaluate", planted, own, *given)
+    pairs = json.loads(output)["corruptions"]["pairs"]
+    assert any(pair["class"] != pair["certified_class"] for pair in pairs)
+    for pair in pairs:
+        assert Path(pair["path"]).parent.name == pair["class"]
+        assert pair["certified_class"] != pair["adversarial_class"]
+        assert (pair["corruption"], pair["severity"]) == ("contrast", 5)
+        assert "attack" not in pair
+        words = f"{pair['path']}: certified {pair['certified_class']} within"
+        assert words in errors
+        assert f"but contrast of severity 5 made it {pair['adversarial_class']}" in errors

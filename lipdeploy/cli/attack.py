@@ -103,6 +103,7 @@ def run_attack(
     """
     from lipdeploy.attacks.attacker import Attacker, AttackOptions, attacked
     from lipdeploy.report import attack as report
+    from lipdeploy.report.broken import BrokenPairs
     from lipdeploy.sandwich import Gallery, Sandwich
 
     options = AttackOptions(tuple(radii), seed=request.seed, auto_attack=request.auto_attack)
@@ -110,22 +111,21 @@ def run_attack(
     images = images if request.images is None else images.spread(request.images)
     sandwich, gallery = Sandwich(), Gallery(request.shown)
     rows: list[dict[str, Any]] = []
-    pairs: list[dict[str, Any]] = []
     again = partial(check_pair_command, model, predictor.guarantee, settings)
+    evidence = BrokenPairs(request.folder or BROKEN_PAIRS, predictor, again)
     start = time.perf_counter()
     for item in report.watched_attack(attacked(attacker, predictor, images), len(images)):
         sandwich.add(item)
         gallery.add(item)
         rows.append(report.attack_row(item, predictor.manifest.classes))
-        folder = request.folder or BROKEN_PAIRS
-        if pair := report.tell_broken(item, len(pairs) + 1, folder, predictor, again):
-            pairs.append(pair)
+        if pair := report.broken_pair(item, predictor.manifest.classes):
+            evidence.tell(pair)
     seconds = time.perf_counter() - start
     if request.folder is not None:
         report.write_attack_table(rows, request.folder / "attack.csv")
         title = f"{predictor.model} on {sandwich.images} images of {images.name}"
         _draw(request.folder, sandwich, gallery, radii, title, predictor.manifest.classes)
-    guarantee = predictor.guarantee
+    guarantee, pairs = predictor.guarantee, evidence.records
     return report.sandwich_summary(sandwich, radii, guarantee, _tried(options), pairs, seconds)
 
 

@@ -89,19 +89,20 @@ def run_corruptions(
     """
     from lipdeploy.corruptions import UNCHANGED
     from lipdeploy.report import corruptions as report
+    from lipdeploy.report.broken import BrokenPairs
     from lipdeploy.shift import Shift, shifted
 
     ways = (UNCHANGED, *request.ways)
     shifts = {way: Shift(way, images.classes) for way in ways}
     again = partial(check_pair_command, model, predictor.guarantee, settings)
-    pairs: list[dict[str, Any]] = []
+    evidence = BrokenPairs(BROKEN_PAIRS, predictor, again)
     start = time.perf_counter()
     items = shifted(predictor, images, request.ways, request.seed)
     for item in report.watched_corruptions(items, len(ways) * len(images)):
         shifts[item.view.way].add(item)
-        if len(pairs) < report.TOLD:
-            pair = report.tell_contradiction(item, len(pairs) + 1, BROKEN_PAIRS, predictor, again)
-            pairs += [pair] if pair else []
+        pair = report.broken_pair(item)
+        if pair is not None and len(evidence.records) < report.TOLD:
+            evidence.tell(pair)
     seconds = time.perf_counter() - start
-    course = report.Course(request.seed, seconds, pairs)
+    course = report.Course(request.seed, seconds, evidence.records)
     return report.corruptions_summary(list(shifts.values()), predictor, radii, course)

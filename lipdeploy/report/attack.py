@@ -2,29 +2,23 @@
 
 import csv
 import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from lipdeploy.decimals import float_lower, in_255ths, lower, upper
-from lipdeploy.files import make_writable_folder, write_atomically
+from lipdeploy.decimals import float_lower, in_255ths, lower
+from lipdeploy.files import write_atomically
+from lipdeploy.report.broken import BrokenPair
 from lipdeploy.report.console import (
     plain_table,
-    print_error,
     print_note,
     print_table,
     progress_bars,
 )
 from lipdeploy.report.evaluation import share, share_upper
-from lipdeploy.sandwich import Adversarial, Attacked, Sandwich
-
-if TYPE_CHECKING:
-    from lipdeploy.predictor import Predictor
+from lipdeploy.sandwich import Attacked, Sandwich
 
 LIMITS = (
     "an attack can show that a certificate is false, never that it is true: a small error in the "
@@ -37,9 +31,6 @@ FLIPS = (
     "between them"
 )
 """What the statements other than *program* leave open."""
-
-Command = Callable[[Path, Path], str]
-"""What to type to look at a pair of files again."""
 
 COLUMNS = (
     "path",
@@ -93,73 +84,29 @@ def watched_attack(items: Iterable[Attacked], total: int) -> Iterator[Attacked]:
             yield item
 
 
-def tell_broken(
-    item: Attacked, number: int, folder: Path, predictor: "Predictor", command: Command
-) -> dict[str, Any] | None:
-    """Say in red that a certificate is false and keep the pair; nothing for any other image.
+def broken_pair(item: Attacked, classes: Sequence[str]) -> BrokenPair | None:
+    """What contradicts the certificate of an attacked image; None if nothing does.
 
     Args:
         item: an attacked image.
-        number: counts the pairs, in the names of the files.
-        folder: where the pair goes; made where it is missing.
-        predictor: whose certificate it is.
-        command: what to type to look at the pair again.
-
-    Returns:
-        The names of the files and what they show.
-
-    Raises:
-        OutputError: if they cannot be written.
+        classes: names in the order of the model.
     """
-    if item.broken is None or item.pixels is None:
+    found = item.broken
+    if found is None or item.pixels is None:
         return None
-    make_writable_folder(folder)
-    stem = folder / f"broken-{number:04d}"
-    first, second = Path(f"{stem}-original.npy"), Path(f"{stem}-adversarial.npy")
-    for path, pixels in ((first, item.pixels), (second, item.broken.pixels)):
-        _write_pixels(pixels, path)
-    label = predictor.manifest.classes[item.broken.class_index]
-    print_error(
-        f"SOUNDNESS FAILURE: {item.result.path}: certified {item.true_class} within "
-        f"{lower(item.radius_255, 2)}/255, but {item.broken.attack} made it {label} at "
-        f"{upper(item.broken.distance_255, 2)}/255; use this model no more; to see it again type: "
-        f"{command(first, second)}"
+    return BrokenPair(
+        name=item.result.path,
+        true_class=item.true_class,
+        # Only right answers are attacked.
+        certified_class=item.true_class,
+        radius_255=item.radius_255,
+        original=item.pixels,
+        other=found.pixels,
+        other_class=classes[found.class_index],
+        distance_255=found.distance_255,
+        how=found.attack,
+        made_by={"attack": found.attack},
     )
-    record = _pair_record(item, item.broken, label, predictor) | {
-        "original": str(first),
-        "adversarial": str(second),
-    }
-    write_atomically(json.dumps(record, indent=1).encode(), Path(f"{stem}.json"))
-    return record
-
-
-def _pair_record(
-    item: Attacked, broken: Adversarial, label: str, predictor: "Predictor"
-) -> dict[str, Any]:
-    return {
-        "path": item.result.path,
-        "class": item.true_class,
-        "adversarial_class": label,
-        "radius_255": item.radius_255,
-        "distance_255": broken.distance_255,
-        "attack": broken.attack,
-        "guarantee": predictor.guarantee,
-        "model": predictor.model,
-        "sha256": predictor.sha256,
-        "engine": predictor.runtime.description,
-    }
-
-
-def _write_pixels(pixels: np.ndarray[Any, np.dtype[np.float32]], path: Path) -> None:
-    """The exact input as an array, and a picture of it, rounded to 8 bits, for the eye."""
-    from PIL import Image
-
-    stream = io.BytesIO()
-    np.save(stream, pixels, allow_pickle=False)
-    write_atomically(stream.getvalue(), path)
-    picture, stream = np.rint(pixels.transpose(1, 2, 0)).astype(np.uint8), io.BytesIO()
-    Image.fromarray(picture).save(stream, format="PNG")
-    write_atomically(stream.getvalue(), path.with_suffix(".png"))
 
 
 def sandwich_summary(
@@ -177,7 +124,7 @@ def sandwich_summary(
         radii: those asked for, l2 in [0, 1] pixels.
         guarantee: the statement that the certificates make.
         settings: of the attacks, with their names.
-        broken: what `tell_broken` gave.
+        broken: the records of `BrokenPairs`.
         seconds: time of predictions and attacks.
     """
     total = sandwich.images

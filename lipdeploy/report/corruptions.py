@@ -4,13 +4,12 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lipdeploy.decimals import float_lower, in_255ths, lower
-from lipdeploy.report.attack import Command, tell_broken
+from lipdeploy.report.broken import BrokenPair
 from lipdeploy.report.console import (
     plain_table,
     print_error,
@@ -20,7 +19,6 @@ from lipdeploy.report.console import (
     progress_bars,
 )
 from lipdeploy.report.evaluation import share
-from lipdeploy.sandwich import Adversarial, Attacked
 
 if TYPE_CHECKING:
     from lipdeploy.predictor import Predictor
@@ -57,7 +55,7 @@ class Course:
     Attributes:
         seed: of the corruptions.
         seconds: time of corruptions and predictions.
-        pairs: what `tell_contradiction` gave.
+        pairs: the records of `BrokenPairs`.
     """
 
     seed: int
@@ -76,33 +74,23 @@ def watched_corruptions(items: "Iterable[Shifted]", total: int) -> "Iterator[Shi
             yield item
 
 
-def tell_contradiction(
-    item: "Shifted", number: int, folder: Path, predictor: "Predictor", command: Command
-) -> Summary | None:
-    """Say in red that a certificate is false and keep both images; nothing for any other image.
-
-    Args:
-        item: a corrupted image.
-        number: counts the pairs, in the names of the files.
-        folder: where the pair goes; made where it is missing.
-        predictor: whose certificate it is.
-        command: what to type to look at the pair again.
-
-    Returns:
-        The names of the files and what they show.
-
-    Raises:
-        OutputError: if they cannot be written.
-    """
+def broken_pair(item: "Shifted") -> BrokenPair | None:
+    """What contradicts the certificate of an image; None if its corrupted image does not."""
     view, pair = item.view, item.pair
     if pair is None or not pair.contradicts or view.clean is None or view.pixels is None:
         return None
-    how = f"{view.way.name} of severity {view.way.severity}"
-    index, distance = pair.second.class_index, math.nextafter(pair.distance_255, math.inf)
-    found = Adversarial(_as_input(view.pixels), distance, index, how)
-    # What is promised is the answer for the clean image, right or wrong.
-    broken = Attacked(pair.first.label, pair.first, _as_input(view.clean), found, found)
-    return tell_broken(broken, number, folder, predictor, command)
+    return BrokenPair(
+        name=view.name,
+        true_class=item.outcome.true_class,
+        certified_class=pair.first.label,
+        radius_255=pair.radius_255,
+        original=_as_input(view.clean),
+        other=_as_input(view.pixels),
+        other_class=pair.second.label,
+        distance_255=math.nextafter(pair.distance_255, math.inf),
+        how=f"{view.way.name} of severity {view.way.severity}",
+        made_by={"corruption": view.way.name, "severity": view.way.severity},
+    )
 
 
 def _as_input(pixels: "Pixels") -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -134,7 +122,7 @@ def corruptions_summary(
             _sum([row for row in rows if row["severity"] == severity]) for severity in severities
         ],
         "all": _sum(rows[1:]),
-        "corrupted": sum(row["images"] for row in rows[1:]),
+        "corrupted": sum(shift.corrupted for shift in shifts),
         "inside_radius": sum(shift.inside for shift in shifts),
         "broken_certificates": sum(shift.broken for shift in shifts),
         "pairs": list(course.pairs),

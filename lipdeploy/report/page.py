@@ -39,6 +39,13 @@ PICTURES = 6
 THUMBNAIL = 96
 """Largest side of their pictures, in pixels."""
 MISTAKES = 15
+ALTER = {
+    "program": "alter the answer",
+    "network": "alter the answer of the exact network (the engine may print another class, "
+    "without a radius)",
+    "no-certified-flip": "give another class with a radius (the engine may print one without)",
+}
+"""What no change inside of a radius can do, by the statement."""
 CLASSES_OPEN = 20
 """With more classes than that, their table is folded."""
 
@@ -168,6 +175,8 @@ def _content(runs: Sequence["Evaluated"]) -> dict[str, Any]:
     return {
         "summary": summary,
         "summaries": [run.summary for run in runs],
+        "contradicted": [run.summary for run in runs if run.is_contradicted],
+        "alter": ALTER[summary["guarantee"]],
         "others": compared_statements(summary),
         "comparison_notes": comparison_notes([run.summary for run in runs]),
         "meaning": MEANINGS[summary["guarantee"]],
