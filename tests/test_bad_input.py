@@ -56,6 +56,11 @@ class Scene:
         (self.folder / name).write_bytes((self.workshop / name).read_bytes())
         return self.folder / name
 
+    def cut(self, name: str) -> Path:
+        """A file of the workshop without its end."""
+        (self.folder / name).write_bytes((self.workshop / name).read_bytes()[:-500])
+        return self.folder / name
+
 
 COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
     (
@@ -228,6 +233,36 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         lambda s: ["export", s.file("notes.txt")],
         1,
         "notes.txt: not a trained model; give the model.pt .* an ONNX engine .*onnx",
+    ),
+    (
+        "export: a damaged engine",
+        lambda s: ["export", s.cut("model.onnx")],
+        1,
+        "model.onnx: not an engine .an ONNX file., or a damaged one",
+    ),
+    (
+        "export: the folder of a run",
+        lambda s: ["export", s.copied("model.pt").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.pt",
+    ),
+    (
+        "inspect: a folder without a model",
+        lambda s: ["inspect", s.images],
+        1,
+        "tiny: a folder, not a model; give a file, such as model.onnx",
+    ),
+    (
+        "verify: the folder of a run",
+        lambda s: ["verify", s.copied("model.onnx").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.onnx",
+    ),
+    (
+        "predict: the folder of a run as the model",
+        lambda s: ["predict", s.samples, "--model", s.copied("model.onnx").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.onnx",
     ),
     (
         "predict: an engine that nobody has named",

@@ -49,6 +49,19 @@ def check_no_image(path: Path) -> None:
         )
 
 
+def check_no_folder(path: Path, *names: str) -> None:
+    """Raise ModelError where a folder is given in place of a model, naming the file that is meant.
+
+    Args:
+        path: what was given.
+        names: of the files that could be meant, the likeliest first.
+    """
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()]
+        meant = f"give {found[0]}" if found else f"give a file, such as {names[0]}"
+        raise ModelError(f"{path}: a folder, not a model; {meant}")
+
+
 def check_no_test_set(models: Sequence[Path]) -> None:
     """Raise UsageError where a model is a file of a test set: a shell makes many of a pattern."""
     from lipdeploy.datasets.shards import PARQUET, TAR
@@ -92,6 +105,7 @@ def open_predictor(model: Path | None, **arguments: Any) -> "Predictor":  # noqa
         LipdeployError: if it cannot be used; where nobody has named it, that says how to.
     """
     path, reason = find_model(model)
+    check_no_folder(path, "model.onnx")
     if reason != "given":
         print_note(f"model: {path} ({reason})")
 
