@@ -63,15 +63,21 @@ def check_no_folder(path: Path, *names: str) -> None:
 
 
 def check_no_test_set(models: Sequence[Path]) -> None:
-    """Raise UsageError where a model is a file of a test set: a shell makes many of a pattern."""
+    """Raise an error where a model is a test set: a shell makes many files of a pattern.
+
+    Raises:
+        UsageError: if so.
+        ModelError: for a folder that is none.
+    """
     from lipdeploy.datasets.shards import PARQUET, TAR
 
     for path in models:
-        if path.suffix.lower() in (PARQUET, TAR):
+        if path.suffix.lower() in (PARQUET, TAR, ".csv") or (path / "test").is_dir():
             raise UsageError(
                 f"{path}: a test set, not a model; the test set comes last: one file, a folder, or "
                 "a pattern in quotation marks, as 'test-{000..009}.tar'"
             )
+        check_no_folder(path, "model.onnx", "model.pt")
 
 
 def holds_tensors(path: Path) -> bool:
