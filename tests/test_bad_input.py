@@ -313,6 +313,24 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "runs/model.onnx: not an engine .*make one with .*, or give another engine with --model",
     ),
     (
+        "predict: a runtime that is none, before a model is chosen",
+        lambda s: ["predict", s.samples, "--runtime", "onxx"],
+        2,
+        "--runtime onxx: expected one of auto, onnxruntime",
+    ),
+    (
+        "predict: a runtime by the engine's name",
+        lambda s: ["predict", s.samples, "--model", s.workshop / "model.onnx", "--runtime", "trt"],
+        2,
+        "--runtime tensorrt: .*model.onnx is no TensorRT engine; make one with",
+    ),
+    (
+        "export: an engine by the runtime's name",
+        lambda s: ["export", s.workshop / "model.onnx", "--engine", "onnxruntime"],
+        1,
+        "an engine already",
+    ),
+    (
         "check-pair: an engine that nobody has named",
         lambda s: ["check-pair", "--quiet", "a.png", "b.png", *s.newest()],
         1,

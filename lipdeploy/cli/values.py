@@ -110,13 +110,13 @@ def open_predictor(model: Path | None, **arguments: Any) -> "Predictor":  # noqa
     Raises:
         LipdeployError: if it cannot be used; where nobody has named it, that says how to.
     """
+    from lipdeploy.predictor import Predictor, check_arguments
+
+    check_arguments(**arguments)
     path, reason = find_model(model)
     check_no_folder(path, "model.onnx")
     if reason != "given":
         print_note(f"model: {path} ({reason})")
-
-    from lipdeploy.predictor import Predictor
-
     try:
         return Predictor(path, **arguments)
     except (ModelError, EngineError) as error:
