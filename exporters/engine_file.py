@@ -67,7 +67,8 @@ def with_built(
     hashes = {suffix: hashlib.sha256(data).hexdigest() for suffix, data in files.items()}
     onnx_sha256 = hashlib.sha256(engine.data).hexdigest()
     record = BuildRecord(kind, hashes, onnx_sha256, dict(versions), dict(settings))
-    return _named(engine, path, Built(record, dict(files), rebuild_command(path, kind)))
+    rebuild = rebuild_command(path, kind)
+    return _named(engine, path, Built(record, dict(files), rebuild, onnx_beside(path)))
 
 
 def _named(engine: Engine, path: Path, built: Built) -> Engine:

@@ -8,10 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipdeploy.artifact import Engine, Manifest
+from lipdeploy.built import onnx_beside
 from lipdeploy.canary import canary_pixels
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.exporters.engine_file import read_engine, write_engine
-from lipdeploy.exporters.libraries import beside, built, check_library, nearest_runtime
+from lipdeploy.exporters.libraries import (
+    beside,
+    built,
+    check_library,
+    lacks_gpu,
+    nearest_runtime,
+)
 from lipdeploy.exporters.options import ExportOptions, check_files, is_engine
 from lipdeploy.exporters.parity import Parity, compare, hostile_inputs, probe_inputs
 from lipdeploy.exporters.precision import Listener, PrecisionCost, ignore_cost, precision_cost
@@ -30,7 +37,9 @@ class Exported:
     """A written engine.
 
     Attributes:
-        path: the file to predict with.
+        path: the file that was asked for.
+        runs_here: the file to predict with on this machine: `path`, or the ONNX engine beside it
+            where that needs a GPU and there is none.
         files: all that were written, with their bytes.
         manifest: what it says of itself.
         parity: how it compares with float64.
@@ -44,6 +53,7 @@ class Exported:
     """
 
     path: Path
+    runs_here: Path
     files: dict[Path, int]
     manifest: Manifest
     parity: Parity
@@ -95,6 +105,7 @@ def export_model(
     clock.stop()
     return Exported(
         path=output,
+        runs_here=onnx_beside(output) if lacks_gpu(engine, runtime) else output,
         files=files,
         manifest=engine.manifest,
         parity=parity,

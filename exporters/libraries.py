@@ -91,11 +91,17 @@ def has_own_arithmetic(engine: Engine, runtime: Runtime) -> bool:
     return not (is_on_cpu and engine.manifest.arithmetic == "tf32")
 
 
+def lacks_gpu(engine: Engine, runtime: Runtime) -> bool:
+    """Whether it is one of TensorRT and there is no GPU here: `runtime` is something else."""
+    is_tensorrt = engine.built is not None and engine.built.record.kind == "tensorrt"
+    return is_tensorrt and not isinstance(runtime, TensorRtRuntime)
+
+
 def why_not_itself(engine: Engine, runtime: Runtime) -> str:
     """Why the time of this runtime would say nothing about the engine; empty where it does."""
-    record = engine.built.record if engine.built else None
-    if record and record.kind == "tensorrt" and not isinstance(runtime, TensorRtRuntime):
-        return f"{record.settings['package']} runs on NVIDIA GPUs, and CUDA finds none here"
+    if engine.built and lacks_gpu(engine, runtime):
+        package = engine.built.record.settings["package"]
+        return f"{package} runs on NVIDIA GPUs, and CUDA finds none here"
     if not has_own_arithmetic(engine, runtime):
         return "no CPU computes in tf32, and no GPU can be used here"
     return ""

@@ -56,9 +56,12 @@ def read_bytes(path: Path) -> bytes:
     try:
         if path.stat().st_size >= MAX_BYTES + MAX_STRUCTURE_BYTES:
             raise ModelError("larger than an ONNX file can be (2 GiB)")
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise ModelError(f"cannot be read ({error.strerror}); check its permissions") from error
+    if not data:
+        raise ModelError("an empty file; make one with 'lipdeploy export'")
+    return data
 
 
 def parse_onnx(data: bytes, name: str) -> Engine:

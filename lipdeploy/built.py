@@ -76,11 +76,13 @@ class Built:
         record: what they were built from.
         files: their content, by suffix.
         rebuild: the command that makes them again.
+        onnx: the ONNX engine beside them.
     """
 
     record: BuildRecord
     files: dict[str, bytes]
     rebuild: str
+    onnx: Path
 
 
 def onnx_beside(path: Path) -> Path:
@@ -133,7 +135,7 @@ def read_built(path: Path) -> Built:
             raise ModelError(
                 f"{path.with_suffix(suffix)}: another file than was built; {_mend(path, kind)}"
             )
-    return Built(record, files, rebuild)
+    return Built(record, files, rebuild, onnx_beside(path))
 
 
 def _read_record(path: Path, kind: Kind) -> BuildRecord:

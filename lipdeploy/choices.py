@@ -19,6 +19,7 @@ MEANT = {
     "fp16": "float16",
     "bf16": "bfloat16",
     "fp32": "float32",
+    "jpeg": "jpeg_compression",
 }
 """What people call something that has another name here."""
 

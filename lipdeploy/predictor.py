@@ -106,7 +106,7 @@ class Predictor:
         batch_size: int = 64,
     ) -> None:
         self.certify = certify
-        _check_arguments(guarantee, device, runtime, batch_size)
+        check_arguments(guarantee, device, runtime, batch_size)
         if not isinstance(model, Engine):
             model = _read_engine(find_model(None)[0] if model is None else Path(model))
         self.model, self.network, self.manifest = model.name, model.network, model.manifest
@@ -273,7 +273,14 @@ def _as_many(sources: Iterable[ImageSource] | ImageSource) -> Iterable[ImageSour
     return sources
 
 
-def _check_arguments(guarantee: str | None, device: str, runtime: str, batch_size: int) -> None:
+def check_arguments(
+    guarantee: str | None = None,
+    device: str = "auto",
+    runtime: str = "auto",
+    batch_size: int = 1,
+    **_: object,
+) -> None:
+    """Raise UsageError for arguments of `Predictor` that no model could have."""
     if guarantee is not None:
         check_choice("--guarantee", guarantee, GUARANTEES)
     check_runtime(runtime, device)

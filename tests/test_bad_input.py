@@ -45,6 +45,11 @@ class Scene:
         (self.folder / name).write_text("")
         return self.folder / name
 
+    def empty(self) -> Path:
+        """A folder with nothing in it."""
+        (self.folder / "empty").mkdir()
+        return self.folder / "empty"
+
     def newest(self) -> list[str]:
         """Nothing to type: a damaged engine that is the newest below ./runs."""
         (self.folder / "runs").mkdir()
@@ -56,19 +61,61 @@ class Scene:
         (self.folder / name).write_bytes((self.workshop / name).read_bytes())
         return self.folder / name
 
+    def cut(self, name: str) -> Path:
+        """A file of the workshop without its end."""
+        (self.folder / name).write_bytes((self.workshop / name).read_bytes()[:-500])
+        return self.folder / name
+
 
 COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
     (
         "dataset: mistyped",
         lambda s: ["train", "cifar01"],
         1,
-        "cifar01: neither a folder nor one of cifar10, cifar100; did you mean cifar10",
+        "cifar01: no such file or folder; expected a folder, or one of .*; did you mean cifar10",
     ),
     (
         "dataset: missing folder",
         lambda s: ["evaluate", s.workshop / "model.onnx", s.folder / "none"],
         1,
-        "none: neither a folder, a .csv list, .parquet or .tar files, nor one of",
+        "none: no such file or folder; expected a folder, a .csv list, .parquet or .tar files,",
+    ),
+    *(
+        (
+            f"dataset: {name}",
+            lambda s, name=name: ["evaluate", s.workshop / "model.onnx", s.file(name)],
+            1,
+            f"{name}: {message}",
+        )
+        for name, message in {
+            "a.png": "an image; to classify it type 'lipdeploy predict .*a.png'",
+            "a.onnx": "a model; the test set comes last, as in 'lipdeploy evaluate MODEL TESTSET'",
+            "a.zip": "an archive; unpack it and give the folder",
+            "a.tsv": "a table of another kind; save it as a .csv file with the columns path,label",
+            "a.xyz": "a file of another kind; expected a folder, a .csv list, ",
+        }.items()
+    ),
+    *(
+        (
+            f"dataset: {name}",
+            lambda s, place=place: ["evaluate", s.workshop / "model.onnx", place(s)],
+            1,
+            f"expected folders test/<class>/\\* with images, found {message}",
+        )
+        for name, place, message in [
+            (
+                "class folders without a part",
+                lambda s: (s.images / "train").rename(s.folder / "mine"),
+                "class folders, such as bright; move them into .*mine/test$",
+            ),
+            ("a part", lambda s: s.images / "test", "a part of such a dataset; give .*tiny$"),
+            (
+                "a class",
+                lambda s: s.images / "test" / "dark",
+                "a part of such a dataset; give .*tiny$",
+            ),
+            ("an empty folder", lambda s: s.empty(), "an empty folder$"),
+        ]
     ),
     (
         "dataset: no train folder",
@@ -230,10 +277,58 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "notes.txt: not a trained model; give the model.pt .* an ONNX engine .*onnx",
     ),
     (
+        "export: a damaged engine",
+        lambda s: ["export", s.cut("model.onnx")],
+        1,
+        "model.onnx: not an engine .an ONNX file., or a damaged one",
+    ),
+    (
+        "export: the folder of a run",
+        lambda s: ["export", s.copied("model.pt").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.pt",
+    ),
+    (
+        "inspect: a folder without a model",
+        lambda s: ["inspect", s.images],
+        1,
+        "tiny: a folder, not a model; give a file, such as model.onnx",
+    ),
+    (
+        "verify: the folder of a run",
+        lambda s: ["verify", s.copied("model.onnx").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.onnx",
+    ),
+    (
+        "predict: the folder of a run as the model",
+        lambda s: ["predict", s.samples, "--model", s.copied("model.onnx").parent],
+        1,
+        r"a folder, not a model; give \S+/model\.onnx",
+    ),
+    (
         "predict: an engine that nobody has named",
         lambda s: ["predict", "--quiet", s.samples, *s.newest()],
         1,
         "runs/model.onnx: not an engine .*make one with .*, or give another engine with --model",
+    ),
+    (
+        "predict: a runtime that is none, before a model is chosen",
+        lambda s: ["predict", s.samples, "--runtime", "onxx"],
+        2,
+        "--runtime onxx: expected one of auto, onnxruntime",
+    ),
+    (
+        "predict: a runtime by the engine's name",
+        lambda s: ["predict", s.samples, "--model", s.workshop / "model.onnx", "--runtime", "trt"],
+        2,
+        "--runtime tensorrt: .*model.onnx is no TensorRT engine; make one with",
+    ),
+    (
+        "export: an engine by the runtime's name",
+        lambda s: ["export", s.workshop / "model.onnx", "--engine", "onnxruntime"],
+        1,
+        "an engine already",
     ),
     (
         "check-pair: an engine that nobody has named",
@@ -307,7 +402,7 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         "benchmark: no dataset",
         lambda s: ["benchmark", s.workshop / "model.onnx", "--data", "cifar"],
         1,
-        "tar files, nor one of cifar10, cifar100; did you mean cifar10",
+        "tar files, or one of cifar10, cifar100; did you mean cifar10",
     ),
     (
         "usage: no corruption of that name",
@@ -323,6 +418,51 @@ COMMANDS: list[tuple[str, Callable[[Scene], list[object]], int, str]] = [
         ],
         2,
         "--severity 6: expected one of 1, 2, 3, 4, 5",
+    ),
+    (
+        "usage: a range of severities",
+        lambda s: [
+            *["evaluate", s.workshop / "model.onnx", s.images],
+            *["--corruptions", "--severity", "1-5"],
+        ],
+        2,
+        "--severity 1-5: expected numbers between commas, as 1,2,3,4,5",
+    ),
+    (
+        "usage: a short name of a corruption",
+        lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--corruption", "jpeg"],
+        2,
+        "--corruption jpeg: expected one of .*did you mean jpeg_compression",
+    ),
+    (
+        "usage: corruptions with a name, taken for the test set",
+        lambda s: ["evaluate", s.workshop / "model.onnx", s.images, "--corruptions", "contrast"],
+        2,
+        "contrast: a corruption, not a file; .*did you mean --corruption contrast",
+    ),
+    (
+        "usage: corruptions with a name, taken for a model",
+        lambda s: ["evaluate", s.workshop / "model.onnx", "--corruptions", "contrast", s.images],
+        2,
+        "contrast: a corruption, not a file; .*did you mean --corruption contrast",
+    ),
+    (
+        "usage: the test set before the model",
+        lambda s: ["evaluate", s.images, s.workshop / "model.onnx"],
+        2,
+        "tiny: a test set, not a model; the test set comes last",
+    ),
+    (
+        "usage: a list before the model",
+        lambda s: ["evaluate", s.file("list.csv"), s.workshop / "model.onnx"],
+        2,
+        "list.csv: a test set, not a model; the test set comes last",
+    ),
+    (
+        "evaluate: the folder of a run",
+        lambda s: ["evaluate", s.copied("model.pt").parent, s.images],
+        1,
+        r"a folder, not a model; give \S+/model\.pt",
     ),
     (
         "usage: severities of nothing",

@@ -133,7 +133,7 @@ def less_bound(model: onnx.ModelProto) -> None:
 MODEL_FILES: list[tuple[str, Callable[[Path], bytes | None], str]] = [
     ("missing.onnx", lambda w: None, "no such file; expected an engine"),
     ("missing.pt", lambda w: None, "no such file; expected a"),
-    ("empty.onnx", lambda w: b"", "make one with 'lipdeploy export'"),
+    ("empty.onnx", lambda w: b"", "an empty file; make one with 'lipdeploy export'"),
     ("empty.pt", lambda w: b"", "not a lipdeploy-model.*train again"),
     ("text.onnx", lambda w: b"hello, I am text", "not an engine .an ONNX file.*make one with"),
     ("text.pt", lambda w: b"hello, I am text", "not a lipdeploy-model.*train again"),
@@ -243,6 +243,8 @@ def test_engines_that_are_refused_fail_verification(
     if data is not None:
         path.write_bytes(data)
     status, output, errors = run_cli("verify", path)
-    assert (status, errors) == (1, "")
+    assert status == 1
+    assert errors.startswith(f"do not use {path}: ")
+    assert errors.count("\n") == 1
     assert "FAILED" in output.splitlines()[-2] + output.splitlines()[-1]
     assert "train" not in output

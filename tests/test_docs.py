@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shard_files import samples_of, table_of, tar_of, write_parquet
 from typer.main import get_command
 
 from lipdeploy.cli import app
@@ -72,16 +71,10 @@ def run_by_bash(lines: list[str], folder: Path) -> str:
     return finished.stdout
 
 
-def write_other_forms(folder: Path) -> None:
-    """The test images of the tutorial in the other forms that docs/evaluate.md takes."""
-    images = sorted((folder / "own" / "test").rglob("*.jpg"))
-    rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in images]
-    (folder / "list.csv").write_text("\n".join(["path,label", *rows]))
-    data, names = [path.read_bytes() for path in images], [path.parent.name for path in images]
-    write_parquet(folder / "test.parquet", table_of(data, names))
-    for number in range(2):
-        part = tar_of(samples_of(data[number::2], names[number::2]))
-        (folder / f"test-00{number}.tar").write_bytes(part)
+def run_python(document: str) -> None:
+    """The examples of a page, in order, in this folder."""
+    for example in blocks(document, "python"):
+        exec(compile(example, document, "exec"), {})
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +92,6 @@ def checkout(
     """A copy of it, where the reader of another page stands."""
     folder = tmp_path / "checkout"
     shutil.copytree(tutorial[0], folder, symlinks=True)
-    write_other_forms(folder)
     monkeypatch.chdir(folder)
     return folder
 
@@ -117,6 +109,7 @@ def test_the_tutorial_leads_to_a_certified_engine(tutorial: tuple[Path, str]) ->
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if d != TUTORIAL and commands(d)])
 def test_every_shell_command_works(document: str, checkout: Path, run_cli: Cli) -> None:
     """In the folder that the tutorial leaves; what stands there, too, was run there."""
+    run_python(document)
     known = commands(TUTORIAL)
     for line in commands(document):
         if line in known or run_by_make(line):
@@ -142,15 +135,19 @@ def test_commands_stand_only_where_they_are_run(document: str) -> None:
     assert re.findall(rf"^    {program}", outside_of_blocks(document), re.MULTILINE) == []
 
 
-@pytest.mark.parametrize("document", [d for d in DOCUMENTS if blocks(d, "python")])
-def test_every_python_example_works(
+@pytest.mark.parametrize("document", ["README.md", TUTORIAL])
+def test_python_examples_print_a_class_and_a_radius(
     document: str, checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for example in blocks(document, "python"):
-        exec(compile(example, document, "exec"), {})
-        label, radius = capsys.readouterr().out.split()
-        assert label in {"cat", "animal"}
-        assert float(radius) > 0
+    run_python(document)
+    label, radius = capsys.readouterr().out.split()
+    assert label in {"cat", "animal"}
+    assert float(radius) > 0
+
+
+def test_no_python_example_is_left_out() -> None:
+    run = {d for d in DOCUMENTS if commands(d)}
+    assert {d for d in DOCUMENTS if blocks(d, "python")} <= run
 
 
 def test_the_recipe_of_the_docs_is_one() -> None:
@@ -189,7 +186,7 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_quoted_measurements_are_those_that_were_made() -> None:
     results = (ROOT / "benchmarks" / "results" / "corruptions-cpu.txt").read_text().splitlines()
-    quoted = [line for block in blocks("docs/evaluate.md", "text") for line in block.splitlines()]
+    quoted = blocks("docs/evaluate.md", "text")[-1].splitlines()
     assert len(quoted) >= 5
     assert set(quoted) <= set(results)
 

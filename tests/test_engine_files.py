@@ -250,12 +250,15 @@ def test_a_tensorrt_engine_without_a_gpu_says_so(model: Path, tmp_path: Path, ru
     if find_gpu() is not None:
         pytest.skip("there is a GPU")
     path = tmp_path / "model.engine"
-    export_model(model, path, ExportOptions(engine="trt"))
+    status, out, err = run_cli("export", model, "--engine", "trt", "--output", path)
+    assert status == 0, err
+    assert "model.engine needs an NVIDIA GPU to run" in out
+    assert out.endswith(f"predict IMAGE --certify --model {onnx_beside(path)}\n")
     status, out, err = run_cli("predict", path.with_name("x.png"), "--model", path)
     assert status == 1
     assert not out
     assert "NVIDIA GPUs" in err
-    assert "lipdeploy export" in err
+    assert err.endswith(f"give the ONNX engine beside it: --model {onnx_beside(path)}\n")
     settings = json.loads(record_beside(path).read_text())
     for profile in (3, {}, {"least": 1, "best": 1, "most": 0}):
         settings["settings"]["profile"] = profile

@@ -64,7 +64,7 @@ def test_a_list_may_lack_classes_but_not_make_them_up(run_cli: Cli, model: Path,
     assert (status, ships["images"], ships["certified"]) == (0, 0, [0, 0, 0, 0])
     for label, hint in (
         ("shpi", "the model has no class 'shpi'; did you mean ship"),
-        ("3", "classes go by name, and number 3 is cat"),
+        ("3", "go by name: number 3 in the order of the model is cat, if that order was meant"),
         ("unicorn", "it knows airplane, automobile"),
     ):
         write_list(own / "list.csv", [*rows, ("test/ship/ship-0000.jpg", label)])
@@ -73,8 +73,11 @@ def test_a_list_may_lack_classes_but_not_make_them_up(run_cli: Cli, model: Path,
 
 
 def test_a_list_keeps_spaces_quotes_and_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a, b.png", "sub/c.png"):
+        (tmp_path / name).touch()
     (tmp_path / "list.csv").write_text(
-        '\ufefflabel,more,path\ngreat dane,1," a, b.png"\n"say ""hi""",2,sub/c.png\n'
+        '\ufefflabel, more, path\ngreat dane,1," a, b.png"\n"say ""hi""",2,sub/c.png\n'
     )
     images = scan_list(tmp_path / "list.csv")
     assert images.sources == [tmp_path / "a, b.png", tmp_path / "sub" / "c.png"]
@@ -84,8 +87,14 @@ def test_a_list_keeps_spaces_quotes_and_a_byte_order_mark(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no column 'path' in its first line"),
+        (b"", "no column 'path' in its first line, which is empty and must name"),
         (b"path,labels\na.png,cat\n", "no column 'label'.*did you mean labels"),
+        (b"file,label\na.png,cat\n", "no column 'path' .* has 'file', 'label' and must name"),
+        (b"path;label\na.png;cat\n", "no column 'path' .*; separate them by commas"),
+        (
+            b"path,label\na.png,cat\nnone.png,cat\n",
+            "line 3 names none.png, and there is no file .*none.png; write paths relative to",
+        ),
         (b"path,label\n", "a list without images; add a line for each"),
         (b"path,label\na.png,cat\nb.png\n", "line 3 has no label"),
         (b"path,label\n,cat\n", "line 2 has no path"),
@@ -95,6 +104,7 @@ def test_a_list_keeps_spaces_quotes_and_a_byte_order_mark(tmp_path: Path) -> Non
 )
 def test_a_list_that_is_none_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "list.csv").write_bytes(content)
+    (tmp_path / "a.png").touch()
     with pytest.raises(DatasetError, match=message):
         scan_list(tmp_path / "list.csv")
 
@@ -189,7 +199,7 @@ def test_radii_of_other_inputs_or_statements_are_not_compared_silently(
 def test_a_model_with_other_classes_is_refused(
     run_cli: Cli, model: Path, own: Path, tmp_path: Path
 ) -> None:
-    table = write_list(tmp_path / "list.csv", [("a.png", "tortoise"), ("b.png", "cat")])
+    table = write_list(own / "list.csv", [*listed(own), (listed(own)[0][0], "tortoise")])
     status, _, errors = run_cli("evaluate", model, model, table)
     assert (status, "has no class 'tortoise'" in errors) == (1, True)
 

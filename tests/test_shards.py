@@ -93,8 +93,8 @@ def test_tables_in_a_folder_of_images_do_not_count(image_folder: Path, shards: P
 
 def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path / "a.tar.gz", b"", "a compressed tar file; decompress it")
-    kinds = "neither a folder, a .csv list, .parquet or .tar files, nor one of cifar10"
-    assert_refused(tmp_path / "a.zip", b"", kinds)
+    kinds = "expected a folder, a .csv list, .parquet or .tar files, or one of cifar10"
+    assert_refused(tmp_path / "a.xyz", b"", kinds)
 
 
 def test_a_missing_file_is_named(shards: Path) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -44,6 +45,7 @@ asks_cuda = pytest.mark.skipif(
 
 PROFILE = Profile(2, 4, 8)
 REBUILD = "lipdeploy export model.pt --engine trt"
+ONNX = Path("model.engine.onnx")
 ADA = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0")
 SETTINGS = {
     "package": "tensorrt",
@@ -269,10 +271,11 @@ def test_failures_of_cuda_are_errors_with_their_reason() -> None:
     assert text.startswith("CUDA failed (")
 
 
-def refused(settings: dict[str, object], data: bytes = b"") -> str:
+def refused(settings: dict[str, object], data: bytes = b"", advice: str = REBUILD) -> str:
+    """What it is refused with, which ends with what to type."""
     profile = (PROFILE.least, PROFILE.best, PROFILE.most)
-    text = message(EngineError, lambda: TensorRtRuntime(data, settings, profile, REBUILD))
-    assert text.endswith(REBUILD)
+    text = message(EngineError, lambda: TensorRtRuntime(data, settings, profile, REBUILD, ONNX))
+    assert text.endswith(advice)
     return text
 
 
@@ -303,7 +306,8 @@ def test_a_file_that_is_no_engine_is_refused(build: TensorRtBuild, content: byte
 @builds
 @pytest.mark.skipif(GPU is not None, reason="is about machines without a GPU")
 def test_without_a_gpu_nothing_runs(build: TensorRtBuild) -> None:
-    assert "CUDA finds none here; check nvidia-smi" in refused(build.settings, build.data)
+    text = refused(build.settings, build.data, f"give the ONNX engine beside it: --model {ONNX}")
+    assert "CUDA finds none here; check nvidia-smi" in text
 
 
 @pytest.mark.parametrize(
@@ -358,7 +362,7 @@ OLD = Gpu("Tesla T4", "7.5", "13.0")
 @pytest.mark.parametrize("gpu", [OTHER, RENAMED, OLD])
 def test_an_engine_runs_on_its_own_gpu(gpu: Gpu) -> None:
     newer_driver = replace(ADA, driver="13.1")
-    assert needs().check_gpu(newer_driver, REBUILD) == newer_driver
+    needs().check_gpu(newer_driver, REBUILD)
     text = message(EngineError, lambda: needs().check_gpu(gpu, REBUILD))
     assert f"built on {ADA}, but the GPU is {gpu};" in text
     assert text.endswith(REBUILD)
@@ -367,7 +371,7 @@ def test_an_engine_runs_on_its_own_gpu(gpu: Gpu) -> None:
 def test_a_portable_engine_runs_on_ampere_and_newer() -> None:
     needed = needs(hardware="ampere-or-newer")
     for gpu in (ADA, OTHER, RENAMED, replace(OTHER, compute_capability="12.0")):
-        assert needed.check_gpu(gpu, REBUILD) == gpu
+        needed.check_gpu(gpu, REBUILD)
     text = message(EngineError, lambda: needed.check_gpu(OLD, REBUILD))
     assert "needs compute capability 8.0" in text
     assert text.endswith(REBUILD)
@@ -375,10 +379,8 @@ def test_a_portable_engine_runs_on_ampere_and_newer() -> None:
 
 def test_an_engine_that_was_built_without_a_gpu_is_tied_to_none() -> None:
     needed = needs(hardware="any", gpu=None)
-    assert [needed.check_gpu(gpu, REBUILD) for gpu in (OLD, OTHER)] == [OLD, OTHER]
-    text = message(EngineError, lambda: needed.check_gpu(None, REBUILD))
-    assert "CUDA finds none here" in text
-    assert text.endswith(REBUILD)
+    for gpu in (OLD, OTHER):
+        needed.check_gpu(gpu, REBUILD)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +405,7 @@ def test_small_batches_are_padded_behind(count: int) -> None:
 @pytest.fixture(scope="module")
 def runtime(build: TensorRtBuild) -> TensorRtRuntime:
     profile = (PROFILE.least, PROFILE.best, PROFILE.most)
-    return TensorRtRuntime(build.data, build.settings, profile, REBUILD)
+    return TensorRtRuntime(build.data, build.settings, profile, REBUILD, ONNX)
 
 
 @runs

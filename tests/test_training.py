@@ -226,7 +226,7 @@ def test_unknown_datasets_and_options_are_refused() -> None:
         with pytest.raises(kind, match=message):
             prepare(request(dataset, **changes), resume=False, progress=ignore, note=print)
 
-    refuse(DatasetError, "neither a folder nor one of cifar10, cifar100; did you mean", "cifar11")
+    refuse(DatasetError, "expected a folder, or one of cifar10, cifar100; did you mean", "cifar11")
     refuse(UsageError, "--epochs 0: must be positive", options={"epochs": 0})
     refuse(UsageError, "expected one of float32, bfloat16", options={"precision": "int4"})
     refuse(UsageError, "width", network={"width": 3})

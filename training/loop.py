@@ -115,11 +115,12 @@ class Trainer:
         parameters = sum(p.numel() for p in self.network.parameters())
         several = f" in each of {self.processes.size} processes" if self.processes.size > 1 else ""
         parts = f", {share.part_size} at a time{several}" if share.part_size < share.batch else ""
+        images = "1 image" if share.batch == 1 else f"{share.batch} images"
         return (
             f"LipConvNet-{network.depth}, width {network.width}, {network.head} head, "
             f"{parameters:,} parameters, {network.image_size} pixels; {len(self.training)} images "
             f"of {network.classes} classes to train on, {len(self.validation)} set aside; "
-            f"{options.epochs} epochs of {self.steps} steps of {share.batch} images{parts}; "
+            f"{options.epochs} epochs of {self.steps} steps of {images}{parts}; "
             f"{options.precision} on {options.device}"
         )
 

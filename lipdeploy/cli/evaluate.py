@@ -65,6 +65,7 @@ def evaluate(
     counted = parse_radii(radii) if radii else STANDARD_RADII
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
+    evaluation_options.check_no_corruption([*map(str, models), dataset])
     check_no_test_set(models)
     outputs = _Outputs(csv, parquet, curve, report)
     outputs.check()

@@ -1,11 +1,13 @@
 """Arguments and options of `lipdeploy evaluate`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from lipdeploy.cli.options import one_of
+from lipdeploy.errors import UsageError
 
 CORRUPTION_NAMES = (
     "gaussian_noise",
@@ -19,6 +21,25 @@ CORRUPTION_NAMES = (
     "jpeg_compression",
 )
 """The keys of `lipdeploy.corruptions.CORRUPTIONS`, which is not imported for a help text."""
+
+
+def check_no_corruption(operands: Sequence[str]) -> None:
+    """Raise UsageError where a model or the test set is the name of a corruption, and no file."""
+    for operand in operands:
+        if operand.split(",")[0] in CORRUPTION_NAMES and not Path(operand).exists():
+            raise UsageError(
+                f"{operand}: a corruption, not a file; --corruptions stands alone and takes all: "
+                f"did you mean --corruption {operand}?"
+            )
+
+
+def _no_range(texts: list[str] | None) -> list[str] | None:
+    """The severities as they are; a range is refused with the way to write it."""
+    for text in texts or ():
+        if "-" in text:
+            raise UsageError(f"--severity {text}: expected numbers between commas, as 1,2,3,4,5")
+    return texts
+
 
 EvaluatedModels = Annotated[
     list[Path],
@@ -92,6 +113,7 @@ Severity = Annotated[
     list[str] | None,
     typer.Option(
         "--severity",
+        callback=_no_range,
         autocompletion=one_of("1", "2", "3", "4", "5"),
         help="Severity of the corruptions, 1 to 5; several, or several separated by commas. By "
         "default 1,2,3,4,5.",

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import check_no_image, holds_tensors, parse_radius
+from lipdeploy.cli.values import check_no_folder, check_no_image, holds_tensors, parse_radius
 from lipdeploy.errors import ModelError
 from lipdeploy.exporters.options import SUFFIXES, ExportOptions, check_files, is_engine
 from lipdeploy.report.console import print_line, print_note, stages
@@ -65,6 +65,7 @@ def export(
 def _check_model(model: Path, kind: str) -> None:
     """Raise ModelError for what is no trained model, and says so by its name or first bytes."""
     check_no_image(model)
+    check_no_folder(model, "model.pt")
     if holds_tensors(model):
         return
     if not is_engine(model) and model.is_file():
@@ -73,6 +74,9 @@ def _check_model(model: Path, kind: str) -> None:
             "with --engine openvino or trt, an ONNX engine (.onnx)"
         )
     if kind == "onnx" and is_engine(model):
+        from lipdeploy.exporters.engine_file import read_engine
+
+        read_engine(model)  # to predict with it is advice for a whole one only
         raise ModelError(
             f"{model}: an engine already; type 'lipdeploy predict IMAGE --model {model}', or give "
             "the model.pt that 'lipdeploy train' wrote"

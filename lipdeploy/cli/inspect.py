@@ -1,7 +1,7 @@
 """`lipdeploy inspect`."""
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import check_no_image, holds_tensors
+from lipdeploy.cli.values import check_no_folder, check_no_image, holds_tensors
 from lipdeploy.errors import ModelError
 from lipdeploy.report.console import print_json
 
@@ -19,9 +19,11 @@ def inspect(
     """
     from lipdeploy.report.inspection import write_inspection
 
+    check_no_folder(artifact, "model.onnx", "model.pt")
     if not artifact.is_file():
-        kind = "is a folder; give a file in it" if artifact.is_dir() else "no such file"
-        raise ModelError(f"{artifact}: {kind}; expected an engine, a model.pt or a checkpoint.pt")
+        raise ModelError(
+            f"{artifact}: no such file; expected an engine, a model.pt or a checkpoint.pt"
+        )
     check_no_image(artifact)
     if holds_tensors(artifact):
         from lipdeploy.training.inspection import inspect_training_file

@@ -14,6 +14,11 @@ def one_of(*values: str) -> Callable[[], list[str]]:
     return lambda: list(values)
 
 
+def _first_name(aliases: dict[str, str]) -> Callable[[str], str]:
+    """Takes other names of a value, too."""
+    return lambda value: aliases.get(value, value)
+
+
 def _quiet(value: bool) -> None:
     if value:
         set_verbosity(Verbosity.QUIET)
@@ -50,7 +55,8 @@ Engine = Annotated[
     str,
     typer.Option(
         autocompletion=one_of("onnx", "openvino", "trt"),
-        help="onnx, openvino or trt (TensorRT).",
+        callback=_first_name({"tensorrt": "trt", "onnxruntime": "onnx"}),
+        help="onnx, openvino or trt (TensorRT); also by the names of --runtime.",
     ),
 ]
 Output = Annotated[
@@ -182,8 +188,9 @@ Runtime = Annotated[
     str,
     typer.Option(
         autocompletion=one_of("auto", "onnxruntime", "openvino", "tensorrt", "torch", "numpy"),
-        help="auto (what the engine was exported for), onnxruntime, openvino, tensorrt, torch, or "
-        "numpy for the float64 reference.",
+        callback=_first_name({"trt": "tensorrt", "onnx": "onnxruntime"}),
+        help="auto (what the engine was exported for), onnxruntime (or onnx), openvino, tensorrt "
+        "(or trt), torch, or numpy for the float64 reference.",
     ),
 ]
 ImagesPerBatch = Annotated[int, typer.Option("--batch", help="Images a batch.")]

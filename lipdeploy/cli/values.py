@@ -49,16 +49,35 @@ def check_no_image(path: Path) -> None:
         )
 
 
+def check_no_folder(path: Path, *names: str) -> None:
+    """Raise ModelError where a folder is given in place of a model, naming the file that is meant.
+
+    Args:
+        path: what was given.
+        names: of the files that could be meant, the likeliest first.
+    """
+    if path.is_dir():
+        found = [path / name for name in names if (path / name).is_file()]
+        meant = f"give {found[0]}" if found else f"give a file, such as {names[0]}"
+        raise ModelError(f"{path}: a folder, not a model; {meant}")
+
+
 def check_no_test_set(models: Sequence[Path]) -> None:
-    """Raise UsageError where a model is a file of a test set: a shell makes many of a pattern."""
+    """Raise an error where a model is a test set: a shell makes many files of a pattern.
+
+    Raises:
+        UsageError: if so.
+        ModelError: for a folder that is none.
+    """
     from lipdeploy.datasets.shards import PARQUET, TAR
 
     for path in models:
-        if path.suffix.lower() in (PARQUET, TAR):
+        if path.suffix.lower() in (PARQUET, TAR, ".csv") or (path / "test").is_dir():
             raise UsageError(
                 f"{path}: a test set, not a model; the test set comes last: one file, a folder, or "
                 "a pattern in quotation marks, as 'test-{000..009}.tar'"
             )
+        check_no_folder(path, "model.onnx", "model.pt")
 
 
 def holds_tensors(path: Path) -> bool:
@@ -91,12 +110,13 @@ def open_predictor(model: Path | None, **arguments: Any) -> "Predictor":  # noqa
     Raises:
         LipdeployError: if it cannot be used; where nobody has named it, that says how to.
     """
+    from lipdeploy.predictor import Predictor, check_arguments
+
+    check_arguments(**arguments)
     path, reason = find_model(model)
+    check_no_folder(path, "model.onnx")
     if reason != "given":
         print_note(f"model: {path} ({reason})")
-
-    from lipdeploy.predictor import Predictor
-
     try:
         return Predictor(path, **arguments)
     except (ModelError, EngineError) as error:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from lipdeploy.cli import options
-from lipdeploy.cli.values import holds_tensors
+from lipdeploy.cli.values import check_no_folder, holds_tensors
 from lipdeploy.errors import ModelError
 from lipdeploy.report.console import print_json
 
@@ -33,6 +33,7 @@ def verify(
             f"{artifact}: a trained model or checkpoint, not an engine; run 'lipdeploy export' on "
             "it and verify the file that it writes"
         )
+    check_no_folder(artifact, "model.onnx")
     verdicts = Verdicts(str(artifact))
     for check in watched(checks(artifact)):
         verdicts.add(check)

@@ -7,6 +7,9 @@ from lipdeploy.datasets.labelled import LabelledSources, check_same_classes
 from lipdeploy.errors import DatasetError
 from lipdeploy.images import SUFFIXES
 
+PARTS = ("train", "test")
+"""Folders of a dataset, each with a folder for each class."""
+
 
 def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
     """List the images of `root`/`part`/<class>/*, classes and files in the order of their names.
@@ -16,9 +19,8 @@ def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
     """
     base = root / part
     if not base.is_dir():
-        raise DatasetError(
-            f"{root}: expected folders {part}/<class>/* with images, found no {base}"
-        )
+        expected = f"{root}: expected folders {part}/<class>/* with images"
+        raise DatasetError(f"{expected}, found {_found_instead(root, part)}")
     names = class_folders(base)
     if len(names) < 2:
         found = f"only the class folder {names[0]!r}" if names else "no class folders"
@@ -32,12 +34,32 @@ def scan_folder(root: Path, part: str) -> LabelledSources[Path]:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        pictures = sorted(p for p in (base / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        pictures = _pictures(base / name)
         if not pictures:
             raise DatasetError(f"{base / name}: a class without images; add some or remove it")
         files += pictures
         labels += [label] * len(pictures)
     return LabelledSources(str(base), tuple(names), files, labels)
+
+
+def _found_instead(root: Path, part: str) -> str:
+    """What is in a folder without the part that is needed, and what to do about it."""
+    if not root.is_dir():
+        return f"no {root}"
+    for folder in (root, root.parent):
+        if folder.name in PARTS and (folder.parent / part).is_dir():
+            return f"a part of such a dataset; give {folder.parent}"
+    if not any(root.iterdir()):
+        return "an empty folder"
+    names = [name for name in class_folders(root) if name not in PARTS and _pictures(root / name)]
+    if names:
+        return f"class folders, such as {names[0]}; move them into {root / part}"
+    return f"no {root / part}"
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Files of a folder that are images by their names, in order."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
 
 
 def class_folders(base: Path) -> list[str]:

@@ -131,7 +131,7 @@ def check_same_classes(
     """
     found = set(found)
     for name in sorted(found - set(expected)):
-        hint = _meant_class(name, expected, found)
+        hint = _meant_class(name, expected, found, owner)
         raise DatasetError(f"{where}: {owner} has no class {name!r}{hint}")
     if missing := sorted(set(expected if required is None else required) - found):
         raise DatasetError(
@@ -140,12 +140,16 @@ def check_same_classes(
         )
 
 
-def _meant_class(name: str, expected: Sequence[str], found: set[str]) -> str:
+def _meant_class(name: str, expected: Sequence[str], found: set[str], owner: str) -> str:
     """What an unknown class may mean: one that is spelled alike, or that has this number."""
     if near := suggestion(name, sorted(set(expected) - found)):
         return near
     if name.isdecimal() and int(name) < len(expected):
-        return f"; classes go by name, and number {int(name)} is {expected[int(name)]}"
+        number = int(name)
+        return (
+            f"; classes go by name: number {number} in the order of {owner} is {expected[number]}, "
+            "if that order was meant"
+        )
     return f"; it knows {_list(sorted(expected))}"
 
 

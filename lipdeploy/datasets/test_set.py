@@ -1,8 +1,10 @@
 """Which kind of test set somebody means."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from lipdeploy.built import SUFFIXES as SUFFIXES_OF_BUILT
 from lipdeploy.choices import suggestion
 from lipdeploy.datasets.folder import scan_folder
 from lipdeploy.datasets.labelled import LabelledSources
@@ -11,10 +13,21 @@ from lipdeploy.datasets.parquet import scan_parquet
 from lipdeploy.datasets.shards import PARQUET, check_not_compressed, find_shards
 from lipdeploy.datasets.webdataset import scan_webdataset
 from lipdeploy.errors import DatasetError
+from lipdeploy.images import SUFFIXES
 
 CIFAR_NAMES = ("cifar10", "cifar100")
 LIST_SUFFIX = ".csv"
-EVALUATED = "neither a folder, a .csv list, .parquet or .tar files,"
+EVALUATED = "a folder, a .csv list, .parquet or .tar files"
+
+ARCHIVES, TABLES = (".zip", ".7z", ".rar"), (".txt", ".tsv", ".xls", ".xlsx", ".json", ".jsonl")
+MODELS = (".onnx", ".pt", *SUFFIXES_OF_BUILT)
+ADVICE: dict[Collection[str], str] = {
+    SUFFIXES: "an image; to classify it type 'lipdeploy predict {name}'",
+    MODELS: "a model; the test set comes last, as in 'lipdeploy evaluate MODEL TESTSET'",
+    ARCHIVES: "an archive; unpack it and give the folder",
+    TABLES: "a table of another kind; save it as a .csv file with the columns path,label",
+}
+"""What to say of files that are often taken for a test set, by their suffixes."""
 
 
 def scan_test_set(dataset: str) -> LabelledSources[Any]:
@@ -32,10 +45,15 @@ def scan_test_set(dataset: str) -> LabelledSources[Any]:
     if path.suffix.lower() == LIST_SUFFIX:
         return scan_list(path)
     check_not_compressed(path)
+    for suffixes, advice in ADVICE.items():
+        if path.is_file() and path.suffix.lower() in suffixes:
+            raise DatasetError(f"{dataset}: {advice.format(name=dataset)}")
     raise unknown_dataset(dataset, EVALUATED)
 
 
-def unknown_dataset(name: str, others: str = "neither a folder") -> DatasetError:
-    """The error for what is not one of `others` either, nor a dataset that has a name."""
+def unknown_dataset(name: str, others: str = "a folder") -> DatasetError:
+    """The error for what is not one of `others`, nor a dataset that has a name."""
     hint = suggestion(name, CIFAR_NAMES)
-    return DatasetError(f"{name}: {others} nor one of {', '.join(CIFAR_NAMES)}{hint}")
+    found = "a file of another kind" if Path(name).exists() else "no such file or folder"
+    expected = f"{others}, or one of {', '.join(CIFAR_NAMES)}"
+    return DatasetError(f"{name}: {found}; expected {expected}{hint}")

@@ -1,5 +1,6 @@
 """What an export did."""
 
+import shlex
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,18 @@ def export_summary(exported: "Exported") -> None:
     if exported.plan and not is_quiet():
         print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
         print_table(_plan_table(exported.plan, list(exported.files.values())))
-    print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {exported.path}")
+    _print_next(exported)
+
+
+def _print_next(exported: "Exported") -> None:
+    """What to type; an engine for a GPU is not what runs on a machine without one."""
+    path, here = exported.path, exported.runs_here
+    if here != path:
+        print_hint(
+            f"{path.name} needs an NVIDIA GPU to run, and CUDA finds none here: take it to a "
+            f"machine that has one, with what lies beside it; {here.name} runs on this one."
+        )
+    print_hint("Next:", f"  lipdeploy predict IMAGE --certify --model {shlex.quote(str(here))}")
 
 
 def _guarantee(exported: "Exported") -> str:

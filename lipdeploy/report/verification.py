@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from lipdeploy.report.console import print_line, stages
+from lipdeploy.report.console import print_line, print_note, stages
 
 if TYPE_CHECKING:
     from lipdeploy.verification import Check
 
 MARKS = {True: "ok", False: "FAILED", None: "skipped"}
+MEND = "make it again with 'lipdeploy export', or take it anew from whoever made it"
 VERDICTS = ("integrity", "soundness")
 
 
@@ -62,7 +63,7 @@ def write_check(check: "Check") -> None:
 
 
 def write_verdicts(verdicts: Verdicts) -> None:
-    """The two lines that count."""
+    """The two lines that count, and what to do with a file that failed."""
     failed = {
         verdict: [c.name for c in verdicts.checks if c.verdict == verdict and c.passed is False]
         for verdict in VERDICTS
@@ -75,3 +76,5 @@ def write_verdicts(verdicts: Verdicts) -> None:
         result = "passed" if verdicts.of(verdict) else "could not be checked"
         left_out = f" (not checked here: {'; '.join(skipped)})" if skipped else ""
         print_line(f"{verdict}: {result}{left_out}")
+    if any(failed.values()):
+        print_note(f"do not use {verdicts.path}: what it certifies is not proven; {MEND}")

@@ -85,4 +85,4 @@ def open_runtime(
         raise EngineError(
             f"{engine.name}: the record has no batch sizes; type '{built.rebuild}'"
         ) from error
-    return TensorRtRuntime(data, settings, (least, best, most), built.rebuild)
+    return TensorRtRuntime(data, settings, (least, best, most), built.rebuild, built.onnx)

@@ -5,9 +5,11 @@ fits is decided from what was written down when it was built, before the library
 """
 
 import functools
+import shlex
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -87,13 +89,8 @@ class Requirements:
                 f"installed; install that version, or build the engine anew: {rebuild}"
             )
 
-    def check_gpu(self, gpu: Gpu | None, rebuild: str) -> Gpu:
-        """The GPU; raises EngineError if there is none, or the engine was built for another."""
-        if gpu is None:
-            raise EngineError(
-                f"{self.package} runs on NVIDIA GPUs, and CUDA finds none here; check nvidia-smi, "
-                f"or build an engine for this machine: {rebuild}"
-            )
+    def check_gpu(self, gpu: Gpu, rebuild: str) -> None:
+        """Raise EngineError if the engine was built for another GPU."""
         is_old = _numbers(gpu.compute_capability) < (8, 0)
         if self.hardware == "ampere-or-newer" and is_old:
             raise EngineError(
@@ -105,7 +102,6 @@ class Requirements:
                 f"the engine was built on {self.gpu}, but the GPU is {gpu}; build the engine anew: "
                 f"{rebuild}"
             )
-        return gpu
 
 
 class TensorRtRuntime:
@@ -121,6 +117,7 @@ class TensorRtRuntime:
         settings: those of `lipdeploy.exporters.tensorrt.TensorRtBuild`.
         profile: batch sizes that it takes: least, made for, most.
         rebuild: the command that builds such an engine here.
+        onnx: the ONNX engine that it was built from, which runs without a GPU, too.
 
     Raises:
         EngineError: if the package or a GPU is missing, or the engine was built for another GPU or
@@ -130,7 +127,12 @@ class TensorRtRuntime:
     runs_graph: bool = False
 
     def __init__(
-        self, data: bytes, settings: Mapping[str, Any], profile: tuple[int, int, int], rebuild: str
+        self,
+        data: bytes,
+        settings: Mapping[str, Any],
+        profile: tuple[int, int, int],
+        rebuild: str,
+        onnx: Path,
     ) -> None:
         needed = Requirements.of_settings(settings, rebuild)
         self.arithmetic = needed.precision
@@ -142,7 +144,13 @@ class TensorRtRuntime:
             )
         needed.check_version(library.__version__, rebuild)
         _check_header(library, data, needed, rebuild)
-        gpu = needed.check_gpu(find_gpu(), rebuild)
+        gpu = find_gpu()
+        if gpu is None:
+            raise EngineError(
+                f"{needed.package} runs on NVIDIA GPUs, and CUDA finds none here; check "
+                f"nvidia-smi, or give the ONNX engine beside it: --model {shlex.quote(str(onnx))}"
+            )
+        needed.check_gpu(gpu, rebuild)
         self._least, _, self._most = profile
         self._loaded = _load(library, data, needed, self._most, rebuild)
         self._ready: OrderedDict[int, _Batch] = OrderedDict()
