@@ -211,7 +211,7 @@ def test_foreign_damaged_and_missing_files_are_refused(tmp_path: Path, engine: P
     del foreign.metadata_props[:]
     cases = {
         "missing.onnx": (None, "no such file"),
-        "empty.onnx": (b"", "not one of lipdeploy"),
+        "empty.onnx": (b"", "an empty file"),
         "text.onnx": (b"hello, this is text", "not an engine"),
         "cut.onnx": (data[: len(data) // 2], "not an engine"),
         "foreign.onnx": (foreign.SerializeToString(), "not one of lipdeploy"),
