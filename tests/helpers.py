@@ -1,6 +1,7 @@
 """Networks, inputs and folders that several tests make."""
 
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -97,3 +98,20 @@ def save_model_file(folder: Path, **shape: object) -> Path:
     examples = torch.from_numpy(random_pixels(4, network.architecture.image_size)).float()
     save_model(TrainedModel(network, card, examples), folder / "model.pt")
     return folder / "model.pt"
+
+
+class NotedPaths(list[Path]):
+    """Paths that note which of them were taken.
+
+    Attributes:
+        taken: those, in order.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        super().__init__(paths)
+        self.taken: list[Path] = []
+
+    def __iter__(self) -> Iterator[Path]:
+        for path in super().__iter__():
+            self.taken.append(path)
+            yield path

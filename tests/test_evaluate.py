@@ -13,7 +13,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from helpers import own_test_set
+from helpers import NotedPaths, own_test_set
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -230,19 +230,13 @@ def test_a_limit_takes_some_of_every_class(evaluate: Cli, tmp_path: Path) -> Non
 
 
 def test_no_more_images_are_held_than_are_read_ahead(source: Path, own: Path) -> None:
-    folder, opened = scan_folder(own, "test"), []
-
-    class Counting(list[Path]):
-        def __iter__(self) -> object:
-            for path in list.__iter__(self):
-                opened.append(path)
-                yield path
-
-    images = LabelledSources("own", folder.classes, Counting(folder.sources), folder.labels)
+    folder = scan_folder(own, "test")
+    sources = NotedPaths(folder.sources)
+    images = LabelledSources("own", folder.classes, sources, folder.labels)
     with Predictor(source / "samples" / "model.onnx", batch_size=4) as predictor:
         for done, _ in enumerate(outcomes(predictor, images), start=1):
-            assert len(opened) <= done + 8 + max(4, DECODERS)
-    assert len(opened) == 20
+            assert len(sources.taken) <= done + 8 + max(4, DECODERS)
+    assert len(sources.taken) == 20
 
 
 def outcome(radius: float, *, is_right: bool = True) -> Outcome:

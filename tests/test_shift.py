@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import own_test_set
+from helpers import NotedPaths, own_test_set
 from PIL import Image
 
 from lipdeploy import Predictor
@@ -148,21 +148,15 @@ def test_inside_counts_exactly_the_images_that_a_certificate_speaks_of(
 
 
 def test_no_more_images_are_held_than_are_read_ahead(small_engine: Path, own: Path) -> None:
-    folder, opened = scan_folder(own, "test"), []
-
-    class Counting(list[Path]):
-        def __iter__(self) -> object:
-            for path in list.__iter__(self):
-                opened.append(path)
-                yield path
-
-    images = replace(folder, sources=Counting(folder.sources))
+    folder = scan_folder(own, "test")
+    sources = NotedPaths(folder.sources)
+    images = replace(folder, sources=sources)
     with Predictor(small_engine, batch_size=4) as predictor:
         items = shifted(predictor, images, WAYS, 0)
         for done, _ in enumerate(items, start=1):
             held = done + 8 + max(4, DECODERS) + DECODERS
-            assert 4 * (len(opened) - 1 - DECODERS) <= held
-    assert len(opened) == 20
+            assert 4 * (len(sources.taken) - 1 - DECODERS) <= held
+    assert len(sources.taken) == 20
 
 
 def test_images_that_cannot_be_read_count_as_wrong_everywhere(
