@@ -24,7 +24,7 @@ demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0 --cov --cov-report=term
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

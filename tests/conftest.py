@@ -1,6 +1,7 @@
 """Fixtures that several tests use."""
 
 import os
+import signal
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,10 @@ SOURCE = Path(os.environ.get("LIPDEPLOY_SOURCE", Path(__file__).parents[1]))
 # On networks as small as these several threads wait for each other longer than they compute.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+
+# Shells let what runs in the background ignore Ctrl-C. Tests of Ctrl-C are not to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Machines differ in speed; CI repeats the same examples, people get new ones.
 hypothesis_settings.register_profile(

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,15 +16,20 @@ from lipdeploy.training.run_folder import read_checkpoint
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def run_with_small_files(limit: int, *arguments: str | Path) -> tuple[int, str, str]:
-    def restrict() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+# Not preexec_fn: what it runs between fork and exec can wait for ever for a lock of another thread.
+WITH_SMALL_FILES = """
+import resource, runpy, sys
+limit = int(sys.argv.pop(1))
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+runpy.run_module("lipdeploy", run_name="__main__")
+"""
 
+
+def run_with_small_files(limit: int, *arguments: str | Path) -> tuple[int, str, str]:
     finished = subprocess.run(
-        [sys.executable, "-m", "lipdeploy", *map(str, arguments)],
+        [sys.executable, "-c", WITH_SMALL_FILES, str(limit), *map(str, arguments)],
         capture_output=True,
         text=True,
-        preexec_fn=restrict,
         check=False,
     )
     return finished.returncode, finished.stdout, finished.stderr

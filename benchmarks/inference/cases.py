@@ -1,6 +1,5 @@
 """One network at several batch sizes: everything that computes it is built, checked and timed."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import FrameType
 
 from torch import nn
 
@@ -25,6 +23,7 @@ from inference.opponents import (
 )
 from inference.plain import PLAIN, STRIDED, exported_opponents, plain_cnn, strided_cnn
 from inference.timing import Machine, Timing, cpu_functions, interleave
+from lipdeploy.exporters.stages import Stage
 from lipdeploy.report.console import print_note
 from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import load_model
@@ -42,10 +41,6 @@ class WrongOpponentError(Exception):
     """An opponent does not compute the network that it is compared for."""
 
 
-class _OutOfTime(BaseException):
-    """Raised by a timer; no library takes it for an error of its own."""
-
-
 @dataclass(frozen=True)
 class Case:
     """A network, at some batch sizes.
@@ -57,7 +52,7 @@ class Case:
         variants: names of the engines that are built, see `engines.VARIANTS`.
         series: names of the opponents that compute the same network, see `opponents.MODULES`.
         others: how opponents are made that compute something else at the same shapes.
-        build_seconds: what building one engine may take.
+        build_seconds: after how many no layer or stage of building an engine begins.
         seconds: what timing one batch size may take, about.
     """
 
@@ -122,22 +117,15 @@ class Measured:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError when the body takes longer, as soon as Python gets to it."""
+def at_most(seconds: float) -> Stage:
+    """Raise TimeoutError at the first stage or layer that begins later than in so many seconds."""
+    end = time.monotonic() + seconds
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise _OutOfTime
+    def stage(name: str) -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"not done in {seconds:.0f} s: {name}")
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except _OutOfTime:
-        raise TimeoutError(f"took longer than the {seconds:.0f} s that one may take") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return stage
 
 
 @contextmanager
@@ -156,13 +144,13 @@ def build(case: Case, model: Path, batch: int) -> Built:
     built = Built()
     network = load_model(model).network
     for name in case.variants:
-        with or_skip(name, built.skipped), at_most(case.build_seconds):
+        with or_skip(name, built.skipped):
             print_note(f"{case.label}, batch {batch}: building {name}")
             start = time.perf_counter()
-            built.engines[name] = open_engine(model, name, batch)
+            built.engines[name] = open_engine(model, name, batch, at_most(case.build_seconds))
             built.seconds[name] = time.perf_counter() - start
     for name in case.series:
-        with or_skip(name, built.skipped), at_most(case.build_seconds):
+        with or_skip(name, built.skipped):
             built.series[name] = MODULES[name](network)
     for name, make in case.others.items():
         with or_skip(name, built.skipped):

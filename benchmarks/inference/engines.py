@@ -11,6 +11,7 @@ from inference.opponents import Logits, Opponent, Pixels
 from lipdeploy.artifact import Engine
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.exporters.options import ExportOptions
+from lipdeploy.exporters.stages import Stage, ignore_stage
 from lipdeploy.exporters.trained import build_engine
 from lipdeploy.runtimes import Runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime
@@ -79,13 +80,21 @@ class CertifiedEngine:
         return network.head.logits(network.features(pixels.astype(np.float64)))
 
 
-def open_engine(model: Path, variant: str, batch: int) -> CertifiedEngine:
+def open_engine(
+    model: Path, variant: str, batch: int, stage: Stage = ignore_stage
+) -> CertifiedEngine:
     """Build an engine of a model file for a batch size and open it on the CPU.
+
+    Args:
+        model: its file.
+        variant: a name of `VARIANTS`.
+        batch: images at a time.
+        stage: told what is being done; what it raises ends the building.
 
     Raises:
         LipdeployError: if the network has no such form, or it does not fit.
     """
-    engine = build_engine(model, replace(VARIANTS[variant], batch=batch))
+    engine = build_engine(model, replace(VARIANTS[variant], batch=batch), stage)
     return CertifiedEngine(engine, OnnxRuntime(engine.prepared, "cpu"))
 
 
