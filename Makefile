@@ -5,7 +5,8 @@
 # make report-pictures: draw docs/report-*.png anew in a browser (apt-get install chromium chromium-driver).
 # By hand, because they take long: soundness, soundness-quick, crash-test, fuzz, evaluate, sandwich,
 # corruptions, resume-check, timing, certify-timing, freeze-timing, engines-check, gpu-check, bench-quick, bench,
-# bench-peers, bench-gpu, bench-train, bench-train-quick, study, head-gap (after study), recipes, install-check, cifar10, bundled-model.
+# bench-peers, bench-gpu, thin-products, bench-train, bench-train-quick, step-profile, study, head-gap (after
+# study), recipes, install-check, cifar10, bundled-model.
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,8 +18,8 @@ CONSTRAIN := $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
 
 .PHONY: demo test lint docs report-pictures soundness soundness-quick crash-test fuzz evaluate sandwich \
   corruptions resume-check timing certify-timing freeze-timing engines-check gpu-check bench bench-quick \
-  bench-peers bench-gpu bench-train bench-train-quick study head-gap recipes install-check cifar10 \
-  bundled-model clean
+  bench-peers bench-gpu thin-products bench-train bench-train-quick step-profile study head-gap recipes \
+  install-check cifar10 bundled-model clean
 
 demo: $(VENV)/.demo
 	$(BIN)/lipdeploy predict samples --certify --model samples/model.onnx
@@ -71,7 +72,7 @@ report-pictures: $(VENV)/.test
 	$(BIN)/python benchmarks/report_pictures.py build/report.html
 
 # Certified accuracy, attacks and what lies between; pictures in runs/sandwich.
-# 8,000 images: some 25 minutes of CPU time; LIMIT=500 for fewer.
+# 8,000 images: some 40 minutes of CPU time; LIMIT=500 for fewer.
 LIMIT ?= 1000000
 sandwich: $(VENV)/.test
 	$(BIN)/lipdeploy evaluate $(MODEL) $(DATA) --attack --radii 36/255,72/255,108/255 \
@@ -104,6 +105,10 @@ bench: $(VENV)/.test
 bench-quick: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
 
+# What limits an engine with one image: libraries' products of the weights with one vector.
+thin-products: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/thin_products.py
+
 # A training step beside the paper's, and what both reach; on an idle machine.
 bench-train: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/training.py --data $(DATA)
@@ -111,6 +116,10 @@ bench-train: $(VENV)/.test
 # Steps alone; the last line is one JSON object.
 bench-train-quick: $(VENV)/.test
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/training.py --quick
+
+# Where a training step spends its time; on an idle machine.
+step-profile: $(VENV)/.test
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/step_profile.py
 
 # One choice at a time around a base network; about an hour.
 study: $(VENV)/.test

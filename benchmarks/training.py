@@ -6,109 +6,28 @@ to a length, one step of the optimizer.
 
 import argparse
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from inference.results import describe_machine
-from inference.timing import Timing, fastest, interleave
-from paper import PaperNetwork
+from inference.timing import Timing, interleave
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from steps import OURS, PAPER, QUICK, WHOLE, Case, Side, padding_of, sides
 from workers import each_on_a_core
 
 from lipdeploy.exporters.validation import certified_shares
 from lipdeploy.report.console import print_json, print_note
 from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.data import load_folder
-from lipdeploy.training.lipconvnet import LipConvNet
-from lipdeploy.training.losses import offset_cross_entropy
 from lipdeploy.training.sampling import Share, augment, channel_mean, epoch_parts
 
-OURS, PAPER = "lipdeploy, bfloat16", "paper, float32"
 SECONDS = 20.0
 """Of timing a case, about."""
 
 IMAGES, HELD, EPOCHS, SEEDS = 10_000, 2_000, 3, (0, 1, 2)
 """Of the runs that compare accuracy."""
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network and a batch size."""
-
-    width: int
-    depth: int
-    batch: int
-
-
-QUICK = tuple(Case(width, 5, batch) for width in (16, 32) for batch in (128, 256))
-WHOLE = (*QUICK, Case(16, 15, 128), Case(16, 15, 256))
-
-
-class Side:
-    """One of the two that train.
-
-    Args:
-        name: `OURS` or `PAPER`.
-        shape: of the network.
-        mean: of the training pixels.
-        steps: of the schedule.
-        memory_format: of the opponent's images.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        shape: Architecture,
-        mean: Tensor,
-        steps: int,
-        memory_format: torch.memory_format = torch.contiguous_format,
-    ) -> None:
-        self.network = LipConvNet(shape, mean).train()
-        self.model: nn.Module = self.network
-        if name == OURS:
-            self.network.body_dtype = torch.bfloat16
-        else:
-            self.model = PaperNetwork(self.network, memory_format)
-        parameters = list(self.network.parameters())
-        self.optimizer = torch.optim.SGD(parameters, lr=0.2, momentum=0.9, nesterov=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, max_lr=0.2, total_steps=steps + 1, cycle_momentum=False
-        )
-
-    def step(self, pixels: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward, update."""
-        self.optimizer.zero_grad()
-        loss = offset_cross_entropy(self.model(pixels), labels, 1.6, 1.0)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
-        self.optimizer.step()
-        self.schedule.step()
-
-
-def padding_of(name: str) -> str:
-    """What each side trains with."""
-    return "circular" if name == OURS else "zero"
-
-
-def sides(case: Case) -> dict[str, Callable[[], object]]:
-    """A step of each side, that of the paper in its faster memory format."""
-    torch.manual_seed(0)
-    pixels = torch.randint(0, 256, (case.batch, 3, 32, 32)).float()
-    labels = torch.randint(0, 10, (case.batch,))
-    steps: dict[str, Callable[[], object]] = {}
-    formats = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
-    for name in (OURS, *formats):
-        padding = padding_of(name)
-        shape = Architecture(32, 10, width=case.width, depth=case.depth, padding=padding)
-        layout = formats.get(name, torch.contiguous_format)
-        side = Side(name, shape, torch.full((3,), 120.0), 10**6, layout)
-        steps[name] = lambda side=side: side.step(pixels, labels)
-    chosen = fastest({name: steps[name] for name in formats})
-    return {OURS: steps[OURS], PAPER: steps[chosen]}
 
 
 def timed(case: Case) -> dict[str, Timing]:
@@ -188,15 +107,6 @@ def print_runs(runs: list[Trained]) -> None:
     Console(width=110).print(table)
 
 
-def profile(case: Case) -> None:
-    """Where a step of ours spends its time."""
-    step = sides(case)[OURS]
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
-        for _ in range(3):
-            step()
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=18))
-
-
 def trained(data: Path) -> list[Trained]:
     """Both sides with every seed; says what each reached as soon as it is there."""
     items = [(name, seed, data) for name in (PAPER, OURS) for seed in SEEDS]
@@ -212,13 +122,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="steps of LipConvNet-5 alone")
     parser.add_argument("--accuracy", action="store_true", help="what both reach, and no steps")
-    parser.add_argument("--profile", action="store_true", help="where a step spends its time")
     parser.add_argument("--data", type=Path, default=Path("data/cifar10-jpeg"))
     asked = parser.parse_args()
     print(describe_machine())
-    if asked.profile:
-        profile(QUICK[0])
-        return
     cases = () if asked.accuracy else QUICK if asked.quick else WHOLE
     measured = {case: timed(case) for case in cases}
     if measured:

@@ -61,6 +61,34 @@ def test_both_sides_learn_and_are_timed(capsys: pytest.CaptureFixture[str]) -> N
     assert set(training.summary(measured)) == {"speedup_width4"}
 
 
+def test_a_profile_counts_products_by_type_and_nothing_twice() -> None:
+    tool = script("step_profile")
+    a, b = torch.ones(4, 6, dtype=torch.bfloat16), torch.ones(6, 8, dtype=torch.bfloat16)
+    x = torch.zeros(5)
+    with tool.Watch() as watch:
+        product = a @ b.reshape(8, 6).T
+        x.copy_(torch.ones(5))
+        joined = torch.cat([x, x])
+    assert product.shape == (4, 8)
+    assert joined.shape == (10,)
+    found = watch.shares[tool.PRODUCTS, "bfloat16"]
+    assert (found.calls, found.flops) == (1, 2 * 4 * 6 * 8)
+    assert found.moved == 2 * (4 * 6 + 6 * 8 + 4 * 8)
+    assert watch.shares["copies, casts, joins", "float32"].calls == 2
+
+
+def test_a_profile_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = script("step_profile")
+    monkeypatch.setattr(tool, "SIDE", 16)
+    monkeypatch.setattr(tool, "STREAM_NUMBERS", 1 << 10)
+    tool.print_profile(tool.Case(width=4, depth=5, batch=8))
+    printed = capsys.readouterr().out
+    assert "matrix products" in printed
+    assert "GFLOP/s in bfloat16" in printed
+
+
 def test_the_study_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -95,3 +123,20 @@ def test_the_nearest_point_found_is_outside_of_the_certified_ball(name: HeadName
         np.testing.assert_allclose(nearest, certified, rtol=1e-4)
     else:
         assert np.isfinite(nearest).mean() > 0.5
+
+
+def test_libraries_compute_the_same_thin_products() -> None:
+    tool = script("thin_products")
+    blocks = tool.Blocks(3, 8)
+    draw = np.random.default_rng(0)
+    weights = [draw.standard_normal((3, 8, 8), dtype=np.float32) for _ in range(2)]
+    for layout in tool.LAYOUTS:
+        x = draw.standard_normal(layout.shape(blocks), dtype=np.float32)
+        expected = sum(w @ x if layout.left else x @ w for w in weights)
+        for make in tool.LIBRARIES.values():
+            found = make(weights, layout, x)()
+            # The sum, or both products.
+            total = (
+                np.sum([np.asarray(part) for part in found], axis=0) if len(found) > 1 else found[0]
+            )
+            np.testing.assert_allclose(total, expected, rtol=1e-4, atol=1e-5)
