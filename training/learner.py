@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipdeploy.training.averaging import WeightAverage
+from lipdeploy.training.compiling import compiled, compiling
 from lipdeploy.training.distributed import Processes
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.losses import training_loss
@@ -41,10 +42,17 @@ class Learner:
         options: how to train.
         total_steps: of the whole run.
         processes: who share each batch.
+        is_compiled: whether to compile the network's passes.
     """
 
     def __init__(
-        self, network: LipConvNet, options: TrainingOptions, total_steps: int, processes: Processes
+        self,
+        network: LipConvNet,
+        options: TrainingOptions,
+        total_steps: int,
+        processes: Processes,
+        *,
+        is_compiled: bool = False,
     ) -> None:
         self.network, self.options, self.processes = network, options, processes
         self.optimizer = _optimizer(network, options)
@@ -56,7 +64,8 @@ class Learner:
         )
         # Every process averages the same weights in the same way.
         self.average = WeightAverage(network, options.ema)
-        self._model = processes.parallel(network)
+        self._is_compiled = is_compiled
+        self._model = processes.parallel(compiled(network) if is_compiled else network)
 
     @property
     def learning_rate(self) -> float:
@@ -80,6 +89,8 @@ class Learner:
         tally = Tally()
         for number, (pixels, labels) in enumerate(parts, start=1):
             with ExitStack() as stack:
+                if self._is_compiled:
+                    stack.enter_context(compiling())
                 if number < self.options.accumulate:
                     stack.enter_context(unchanged_buffers(self.network))
                     stack.enter_context(self.processes.unshared(self._model))

@@ -55,6 +55,7 @@ class Trainer:
         folder: where the run's files go; made if it is not there.
         command: kept in the model file.
         processes: who train together; only the main one writes files and certifies.
+        is_compiled: whether to compile the network's passes.
 
     Attributes:
         certify: how validation images are certified (`lipdeploy.training.validation`); None for not
@@ -73,6 +74,8 @@ class Trainer:
         folder: Path,
         command: str,
         processes: Processes = ALONE,
+        *,
+        is_compiled: bool = False,
     ) -> None:
         self.options, self.folder, self.command = options, folder, command
         self.files = RunFolder(folder)
@@ -80,7 +83,8 @@ class Trainer:
         training, validation = processes.together(self._divide)
         mean = channel_mean(training, processes)
         self.network = processes.together(lambda: self._place(training, validation, mean))
-        self.learner = Learner(self.network, options, self.steps * options.epochs, processes)
+        steps = self.steps * options.epochs
+        self.learner = Learner(self.network, options, steps, processes, is_compiled=is_compiled)
         self.certify: Certify | None = None
         self.finished_epochs = 0
         self.accuracy = 0.0

@@ -44,6 +44,7 @@ class TrainingRequest:
         changes: of a resumed run, the options that replace those of its checkpoint.
         stream: whether to decode images whenever they are needed, even where memory is enough. A
             resumed run does what it did before.
+        compiled: whether to compile the network's passes, which changes results by rounding only.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class TrainingRequest:
     command: str
     changes: dict[str, Any] = field(default_factory=dict)
     stream: bool = False
+    compiled: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,15 @@ def _build(
         command = request.command
     else:
         architecture, command = plan.resumed.state.architecture, plan.resumed.state.command
-    trainer = Trainer(dataset, architecture, plan.options, request.out, command, processes)
+    trainer = Trainer(
+        dataset,
+        architecture,
+        plan.options,
+        request.out,
+        command,
+        processes,
+        is_compiled=request.compiled,
+    )
     processes.together(lambda: _go_back(trainer, plan.resumed))
     return trainer
 

@@ -52,6 +52,7 @@ def train(
     device: options.Device = "auto",
     workers: training_options.Workers = 0,
     stream: training_options.Stream = False,
+    compiled: training_options.Compiled = False,
     image_size: training_options.ImageSize = None,
     depth: training_options.Depth = 5,
     width: training_options.Width = 32,
@@ -118,7 +119,7 @@ def _request(values: dict[str, Any], given: set[str]) -> "TrainingRequest":
         _check_resume(given, values["out"])
     if values["recipe"] is not None:
         _apply_recipe(values["recipe"], network, training, given)
-    same = ("dataset", "data", "image_size", "device", "workers", "stream")
+    same = ("dataset", "data", "image_size", "device", "workers", "stream", "compiled")
     return TrainingRequest(
         **{name: values[name] for name in same},
         out=values["out"] or _new_run_folder(values["dataset"]),
@@ -151,7 +152,7 @@ def _check_resume(given: set[str], out: Path | None) -> None:
     """Raise UsageError unless --out is given and no option that the checkpoint holds."""
     if out is None:
         raise UsageError("--resume needs --out DIR, the folder of the run to go on with")
-    free = {"dataset", "out", "resume", "data", "device", "workers", "tensorboard"}
+    free = {"dataset", "out", "resume", "data", "device", "workers", "compiled", "tensorboard"}
     free |= {TRAINING[field] for field in CHANGEABLE}
     if "dry_run" in given:
         raise UsageError("--dry-run is about a new run; leave out --resume, or ask for it")

@@ -52,6 +52,14 @@ Stream = Annotated[
         "it is anyway where they would take more than half of the free memory.",
     ),
 ]
+Compiled = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the network's passes (torch.compile): the first step takes a minute, the "
+        "others less; needs a C++ compiler.",
+    ),
+]
 ImageSize = Annotated[
     int | None,
     typer.Option(

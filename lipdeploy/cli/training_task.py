@@ -57,6 +57,8 @@ def run(
         processes.together(check_tensorboard)
     # Processes may start in different seconds, after which a folder is called.
     request = replace(request, out=processes.from_main(request.out))
+    if request.compiled:
+        print_note("Compiling makes the first step take about a minute.")
     with TrainingProgress() as progress:
         trainer = prepare(
             request,
