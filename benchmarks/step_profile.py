@@ -1,7 +1,8 @@
 """Where a training step spends its time, and what limits it: `make step-profile`.
 
 Every operation is timed by itself, beside the machine's own rates in the same process: products
-of matrices of side 1024, and reading and writing memory that no cache holds.
+of matrices of side 1024, and reading and writing memory that no cache holds. Then the same step,
+compiled.
 """
 
 import time
@@ -11,10 +12,10 @@ from dataclasses import dataclass, field
 
 import torch
 from inference.results import describe_machine
-from inference.timing import turn
+from inference.timing import interleave, seconds_of, turn
 from rich.console import Console
 from rich.table import Table
-from steps import OURS, QUICK, Case, sides
+from steps import COMPILED, OURS, WHOLE, Case, step_of
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 STEPS = 10
+SECONDS = 20.0
 SIDE, STREAM_NUMBERS = 1024, 1 << 26
 
 PRODUCTS = "matrix products"
@@ -104,7 +106,8 @@ def rates() -> tuple[dict[str, float], float]:
 
 def profile(case: Case) -> tuple[Mapping[tuple[str, str], Share], float]:
     """Operations of `STEPS` steps, and seconds of a step without anybody watching."""
-    step = sides(case)[OURS]
+    step = step_of(OURS, case)
+    step()
     plain = turn(step)
     with Watch() as watch:
         for _ in range(STEPS):
@@ -147,12 +150,25 @@ def print_profile(case: Case) -> None:
     )
 
 
+def print_compiled(case: Case) -> None:
+    """What compiling saves of a step, and what it takes."""
+    steps = {name: step_of(name, case) for name in (OURS, COMPILED)}
+    first = {name: seconds_of(step) for name, step in steps.items()}
+    timings, _ = interleave(steps, SECONDS)
+    ratio = timings[OURS].over(timings[COMPILED])
+    Console(width=110).print(
+        f"Compiled: {timings[COMPILED].median:.3f} s a step, {ratio:.2f} times as fast as the "
+        f"{timings[OURS].median:.3f} s without; the first step took {first[COMPILED]:.0f} s."
+    )
+
+
 def main() -> None:
-    """Print the profile of the quick benchmark's cases of batch 128."""
+    """Print the profile of each network of the benchmark, with 128 images a step."""
     print(describe_machine())
-    for case in QUICK:
+    for case in WHOLE:
         if case.batch == 128:
             print_profile(case)
+            print_compiled(case)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,13 @@ CENTRE = Case(
 CASES = (
     CENTRE,
     Case("width", shape(width=16), (64,)),
-    Case("width", shape(width=64), (64,)),
+    Case("width", shape(width=64), (64,), build_seconds=400),
     Case("width", shape(width=128), (64,)),
     Case("depth", shape(depth=15), (64,)),
     Case("image size", shape(image_size=64), (64,)),
     Case("image size", shape(image_size=224), (64,)),
     Case("224 px, narrow", shape(image_size=224, width=8), (64,)),
-    Case("padding", Architecture(32, 10, width=32, padding="zero"), (64,)),
+    Case("padding", Architecture(32, 10, width=32, padding="zero"), (64,), build_seconds=900),
 )
 """Of `make bench`; the centre is first, what the others take is predicted from it."""
 
