@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.compiling import compiled, compiling
+from lipdeploy.training.distributed import ALONE
 from lipdeploy.training.lipconvnet import LipConvNet
 from lipdeploy.training.losses import offset_cross_entropy
 
@@ -72,7 +73,7 @@ class Side:
     def step(self, pixels: Tensor, labels: Tensor) -> None:
         """Forward, loss, backward, update."""
         self.optimizer.zero_grad()
-        with compiling() if self.is_compiled else nullcontext():
+        with compiling(ALONE) if self.is_compiled else nullcontext():
             loss = offset_cross_entropy(self.model(pixels), labels, 1.6, 1.0)
             loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)

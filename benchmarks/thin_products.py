@@ -2,7 +2,8 @@
 
 With one image an engine reads each weight once and multiplies it twice, so that memory is the
 limit. The blocks are those of the layers of LipConvNet-5 with 32 channels. Each product is measured
-over several sets of weights in turn, so that they come from memory and not from a cache.
+over as many sets of weights in turn as `STREAM_BYTES` holds, so that they come from memory and not
+from a cache.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ import onnxruntime
 import openvino
 import torch
 from inference.results import describe_machine
-from inference.timing import STREAM, STREAM_BYTES, cpu_functions, seconds_of
+from inference.timing import STREAM, STREAM_BYTES, cpu_functions, turn
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from openvino import opset13
@@ -22,34 +23,35 @@ from rich.table import Table
 
 Array = NDArray[np.float32]
 
-SETS = 8
-"""Of weights, of at least 64 MB together."""
-
-CALLS = 21
-
-ALL_BYTES = 84e6
-"""Weights of the engine of LipConvNet-5 with 32 channels."""
-
 
 @dataclass(frozen=True)
 class Blocks:
-    """Equal square blocks.
+    """The blocks of one layer: square, real or a complex block's real and imaginary parts.
 
     Attributes:
         count: of blocks.
         side: of each.
+        vectors: that each is multiplied by: two where it is a part of a complex block.
     """
 
     count: int
     side: int
+    vectors: int = 2
 
     @property
     def bytes(self) -> int:
-        """Of a set of weights."""
+        """Of the layer's weights."""
         return 4 * self.count * self.side**2
 
 
-BLOCKS = (Blocks(128, 128), Blocks(32, 256), Blocks(8, 512), Blocks(4, 1024))
+LAYERS = (
+    Blocks(256, 128),
+    Blocks(64, 256),
+    Blocks(16, 512),
+    Blocks(4, 1024, 1),
+    Blocks(1, 2048, 1),
+)
+"""All but the first, which has a five-hundredth of the weights."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +68,19 @@ class Layout:
     vectors: int
     left: bool
 
-    def shape(self, blocks: Blocks) -> tuple[int, int, int]:
+    def shape(self, layer: Blocks) -> tuple[int, int, int]:
         """Of the vectors of all blocks."""
-        ends = (blocks.side, self.vectors) if self.left else (self.vectors, blocks.side)
-        return blocks.count, *ends
+        ends = (layer.side, self.vectors) if self.left else (self.vectors, layer.side)
+        return layer.count, *ends
 
 
 LAYOUTS = (
     Layout("W x", 1, left=True),
-    Layout("W [re, im]", 2, left=True),
+    Layout("W (re, im)", 2, left=True),
     Layout("x W", 1, left=False),
-    Layout("[re, im] W", 2, left=False),
+    Layout("(re, im) W", 2, left=False),
 )
-"""A complex block needs two vectors for each of its two parts."""
+"""A complex block's parts are multiplied by two vectors, a real block by one."""
 
 
 def in_torch(weights: list[Array], layout: Layout, x: Array) -> Callable[[], object]:
@@ -131,49 +133,45 @@ def in_openvino(weights: list[Array], layout: Layout, x: Array) -> Callable[[], 
 LIBRARIES = {"torch": in_torch, "ONNX Runtime": in_onnxruntime, "OpenVINO": in_openvino}
 
 
-def median_seconds(function: Callable[[], object]) -> float:
-    """Of several calls, after some that are not counted."""
-    times = [seconds_of(function) for _ in range(CALLS + 4)]
-    return float(np.median(times[4:]))
-
-
-def rates(blocks: Blocks) -> Iterator[tuple[str, Layout, float]]:
+def rates(layer: Blocks) -> Iterator[tuple[str, Layout, float]]:
     """Bytes of weights a second, of each library in each layout."""
     draw = np.random.default_rng(0)
-    shape = (blocks.count, blocks.side, blocks.side)
-    weights = [draw.standard_normal(shape, dtype=np.float32) for _ in range(SETS)]
+    shape = (layer.count, layer.side, layer.side)
+    sets = STREAM_BYTES // layer.bytes
+    weights = [draw.standard_normal(shape, dtype=np.float32) for _ in range(sets)]
     for library, products in LIBRARIES.items():
         for layout in LAYOUTS:
-            x = draw.standard_normal(layout.shape(blocks), dtype=np.float32)
-            yield (
-                library,
-                layout,
-                SETS * blocks.bytes / median_seconds(products(weights, layout, x)),
-            )
+            x = draw.standard_normal(layout.shape(layer), dtype=np.float32)
+            run = products(weights, layout, x)
+            run()
+            yield library, layout, sets * layer.bytes / turn(run)
 
 
 def main() -> None:
     """Print the table, and what reading all weights would take at the best rates."""
     print(describe_machine())
-    found = {
-        blocks: {(name, layout): rate for name, layout, rate in rates(blocks)} for blocks in BLOCKS
-    }
-    columns = (f"{blocks.count} of {blocks.side} x {blocks.side}" for blocks in BLOCKS)
+    found = {layer: {(name, way): rate for name, way, rate in rates(layer)} for layer in LAYERS}
+    columns = (f"{layer.count} of {layer.side}" for layer in LAYERS)
     table = Table("library", "product", *columns, title="Gigabytes of weights a second, one image")
     for library in LIBRARIES:
         for layout in LAYOUTS:
-            cells = (f"{found[blocks][library, layout] / 1e9:.1f}" for blocks in BLOCKS)
+            cells = (f"{found[layer][library, layout] / 1e9:.1f}" for layer in LAYERS)
             table.add_row(library, layout.name, *cells)
     console = Console(width=110)
     console.print(table)
-    # Equal bytes of each kind of block, so equal shares of the time.
-    best = np.mean([1 / max(found[blocks].values()) for blocks in BLOCKS])
-    read = STREAM_BYTES / median_seconds(cpu_functions()[STREAM])
+    best = sum(layer.bytes / best_rate(layer, found[layer]) for layer in LAYERS)
+    whole = sum(layer.bytes for layer in LAYERS)
+    read = STREAM_BYTES / turn(cpu_functions()[STREAM])
     console.print(
-        f"The {ALL_BYTES / 1e6:.0f} MB of LipConvNet-5 with 32 channels: "
-        f"{1e3 * ALL_BYTES * best:.2f} ms at the best rate of each kind of block, "
-        f"{1e3 * ALL_BYTES / read:.2f} ms at the {read / 1e9:.1f} GB/s of summing numbers."
+        f"The {whole / 1e6:.0f} MB of LipConvNet-5 with 32 channels: {1e3 * best:.2f} ms at the "
+        "best rate of each layer, with as many vectors as it has, "
+        f"{1e3 * whole / read:.2f} ms at the {read / 1e9:.1f} GB/s of summing numbers."
     )
+
+
+def best_rate(layer: Blocks, found: dict[tuple[str, Layout], float]) -> float:
+    """Of products with as many vectors as the layer's blocks are multiplied by."""
+    return max(rate for (_, layout), rate in found.items() if layout.vectors == layer.vectors)
 
 
 if __name__ == "__main__":

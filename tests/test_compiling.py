@@ -1,65 +1,115 @@
 """Compiled passes change a training by rounding only."""
 
-import copy
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import make_network
+from helpers import ignore, make_network
+from torch import distributed
+from torch._dynamo.utils import counters
+from torch.nn.parallel import DistributedDataParallel
 
 from lipdeploy.training.checkpoint import load_model
+from lipdeploy.training.compiling import compiling
 from lipdeploy.training.distributed import ALONE
-from lipdeploy.training.learner import Learner
-from lipdeploy.training.options import TrainingOptions
+from lipdeploy.training.metrics import EpochMetrics
+from lipdeploy.training.session import TrainingRequest, prepare
 
 Cli = Callable[..., tuple[int, str, str]]
 
+HEADERS = Path(sysconfig.get_path("include")) / "Python.h"
+CAN_COMPILE = HEADERS.is_file() and any(map(shutil.which, ("g++", "clang++")))
+
 
 @pytest.fixture(autouse=True)
-def compiler_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing that was compiled before is used."""
+def compiler_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing that was compiled before is used, nor afterwards."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))
+    torch.compiler.reset()
+    counters.clear()
+    yield
     torch.compiler.reset()
 
 
-@pytest.mark.slow
-def test_compiled_steps_are_the_same_steps() -> None:
-    torch.manual_seed(0)
-    network = make_network(image_size=8, depth=5)
-    other = copy.deepcopy(network)
-    options = TrainingOptions(accumulate=2, learning_rate=0.05)
-    learners = [
-        Learner(network, options, 4, ALONE, is_compiled=True),
-        Learner(other, options, 4, ALONE),
-    ]
-    for _ in range(3):
-        pixels, labels = torch.rand(8, 3, 8, 8) * 255, torch.randint(0, 3, (8,))
-        parts = [(pixels[:4], labels[:4]), (pixels[4:], labels[4:])]
-        losses = []
-        for learner in learners:
-            learner.network.train()
-            losses.append(learner.gradient(parts).mean_loss)
-            learner.step()
-        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    mine, plain = network.state_dict(), other.state_dict()
-    assert list(mine) == list(plain)
-    for name, value in plain.items():
-        torch.testing.assert_close(mine[name], value, rtol=1e-4, atol=1e-5)
+def trained(request: TrainingRequest, *, resume: bool = False, epochs: int = 2) -> Path:
+    """The model of a run, stopped after some of its epochs."""
+    trainer = prepare(request, resume=resume, progress=ignore, note=ignore)
+
+    class Stop:
+        def step(self, *told: object) -> None:
+            pass
+
+        def epoch(self, metrics: EpochMetrics) -> None:
+            if trainer.finished_epochs >= epochs:
+                trainer.stop_after_epoch()
+
+    trainer.run(Stop())
+    return trainer.model_path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not CAN_COMPILE, reason="needs a C++ compiler and the headers of Python")
 @pytest.mark.usefixtures("cache")
-def test_a_compiled_run_goes_on_uncompiled(
-    run_cli: Cli, image_folder: Path, tmp_path: Path
+def test_a_compiled_run_that_goes_on_uncompiled_is_the_plain_run(
+    image_folder: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run"
-    settings = ["--width", "4", "--epochs", "2", "--batch", "6", "--workers", "1"]
-    status, _, errors = run_cli("train", image_folder, "--out", out, *settings, "--compile")
-    assert status == 0
-    assert "Compiling makes the first step take about a minute." in errors
-    assert load_model(out / "model.pt").card.epochs == 2
-    assert run_cli("train", image_folder, "--out", out, "--resume", "--workers", "1")[0] == 0
+    plain = TrainingRequest(
+        dataset=str(image_folder),
+        data=Path("data"),
+        out=tmp_path / "plain",
+        image_size=None,
+        device="cpu",
+        workers=1,
+        network={"width": 4},
+        options={"epochs": 2, "batch_size": 8, "accumulate": 2, "learning_rate": 0.05},
+        command="",
+    )
+    compiled = replace(plain, out=tmp_path / "compiled", compiled=True)
+    trained(compiled, epochs=1)
+    assert counters["stats"]["unique_graphs"] > 0
+    mine = trained(replace(compiled, compiled=False), resume=True)
+    state, expected = (load_model(path).network.state_dict() for path in (mine, trained(plain)))
+    assert list(state) == list(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_gradients_of_a_network_over_processes_are_traced_whole(tmp_path: Path) -> None:
+    """Of all its layers, in more buckets than one, by dynamo's front end alone."""
+    networks = [make_network(image_size=8, depth=10, seed=1).train() for _ in range(2)]
+    pixels = torch.rand(4, 3, 8, 8) * 255
+    distributed.init_process_group(
+        "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
+    )
+    try:
+        with compiling(ALONE):
+            traced = torch.compile(networks[0], backend="eager", dynamic=False)
+            parallel = DistributedDataParallel(traced, bucket_cap_mb=0.001)
+            parallel(pixels).square().sum().backward()
+    finally:
+        distributed.destroy_process_group()
+    networks[1](pixels).square().sum().backward()
+    for mine, plain in zip(*(network.parameters() for network in networks), strict=True):
+        torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not any("recompile_limit" in reason for reason in counters["unimplemented"])
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="has no masks of signals")
+def test_control_c_ends_no_compiler() -> None:
+    with compiling(ALONE):
+        compiler = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(0.5)"])
+        os.kill(compiler.pid, signal.SIGINT)
+        assert compiler.wait(60) == 0
 
 
 @pytest.mark.usefixtures("cache")
@@ -72,7 +122,13 @@ def test_without_a_compiler_it_says_what_to_do(
     settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1", "--compile"]
     status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "run", *settings)
     assert status == 1
+    assert "Compiling: the first step takes a minute or more." in errors
     message = errors.splitlines()[-1]
     assert message.startswith("Error: the network cannot be compiled (")
-    assert "leave out --compile" in message
+    assert "leave out --compile, or install a C++ compiler" in message
     assert "Traceback" not in errors
+
+
+def test_a_rehearsal_is_not_compiled(run_cli: Cli, image_folder: Path) -> None:
+    status, _, errors = run_cli("train", image_folder, "--dry-run", "--compile")
+    assert (status, "leave out --compile" in errors) == (2, True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import make_network
+from inference import timing
 from paper import PaperNetwork
 from torch import Tensor, nn
 
@@ -63,18 +64,20 @@ def test_both_sides_learn_and_are_timed(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_a_profile_counts_products_by_type_and_nothing_twice() -> None:
     tool = script("step_profile")
-    a, b = torch.ones(4, 6, dtype=torch.bfloat16), torch.ones(6, 8, dtype=torch.bfloat16)
+    a = torch.ones(4, 6, dtype=torch.bfloat16, requires_grad=True)
+    b = torch.ones(6, 8, dtype=torch.bfloat16)
     x = torch.zeros(5)
     with tool.Watch() as watch:
-        product = a @ b.reshape(8, 6).T
+        (a @ b.reshape(8, 6).T).sum().backward()
         x.copy_(torch.ones(5))
-        joined = torch.cat([x, x])
-    assert product.shape == (4, 8)
-    assert joined.shape == (10,)
-    found = watch.shares[tool.PRODUCTS, "bfloat16"]
-    assert (found.calls, found.flops) == (1, 2 * 4 * 6 * 8)
-    assert found.moved == 2 * (4 * 6 + 6 * 8 + 4 * 8)
-    assert watch.shares["copies, casts, joins", "float32"].calls == 2
+        torch.baddbmm(torch.ones(2, 3, 5), torch.ones(2, 3, 4), torch.ones(2, 4, 5))
+        torch.where(torch.ones(3) > 0, 1.0, 2.0)
+    found = watch.work[tool.PRODUCTS, "bfloat16"]
+    assert (found.calls, found.flops) == (2, 2 * 2 * 4 * 6 * 8)  # forward and backward
+    batched = watch.work[tool.PRODUCTS, "float32"]
+    assert (batched.calls, batched.flops) == (1, 2 * 2 * 3 * 4 * 5)
+    assert watch.work["copies, casts, joins", "float32"].calls == 1
+    assert watch.work["comparisons, sorting", "float32"].calls == 1
 
 
 def test_a_profile_is_printed(
@@ -82,7 +85,8 @@ def test_a_profile_is_printed(
 ) -> None:
     tool = script("step_profile")
     monkeypatch.setattr(tool, "SIDE", 16)
-    monkeypatch.setattr(tool, "STREAM_NUMBERS", 1 << 10)
+    monkeypatch.setattr(tool, "SECONDS", 0.1)
+    monkeypatch.setattr(timing, "TURN", 0.001)
     tool.print_profile(tool.Case(width=4, depth=5, batch=8))
     printed = capsys.readouterr().out
     assert "matrix products" in printed

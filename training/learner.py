@@ -1,7 +1,8 @@
 """One step of training: the gradient of a batch, in parts and over processes, and its use."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class Learner:
         options: how to train.
         total_steps: of the whole run.
         processes: who share each batch.
-        is_compiled: whether to compile the network's passes.
+        is_compiled: whether to compile the network's training passes.
     """
 
     def __init__(
@@ -64,7 +65,8 @@ class Learner:
         )
         # Every process averages the same weights in the same way.
         self.average = WeightAverage(network, options.ema)
-        self._is_compiled = is_compiled
+        self.is_compiled = is_compiled
+        self._passes = partial(compiling, processes) if is_compiled else nullcontext
         self._model = processes.parallel(compiled(network) if is_compiled else network)
 
     @property
@@ -88,9 +90,7 @@ class Learner:
         self.optimizer.zero_grad()
         tally = Tally()
         for number, (pixels, labels) in enumerate(parts, start=1):
-            with ExitStack() as stack:
-                if self._is_compiled:
-                    stack.enter_context(compiling())
+            with self._passes(), ExitStack() as stack:
                 if number < self.options.accumulate:
                     stack.enter_context(unchanged_buffers(self.network))
                     stack.enter_context(self.processes.unshared(self._model))

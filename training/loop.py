@@ -55,7 +55,7 @@ class Trainer:
         folder: where the run's files go; made if it is not there.
         command: kept in the model file.
         processes: who train together; only the main one writes files and certifies.
-        is_compiled: whether to compile the network's passes.
+        is_compiled: whether to compile the network's training passes.
 
     Attributes:
         certify: how validation images are certified (`lipdeploy.training.validation`); None for not

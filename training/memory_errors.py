@@ -10,6 +10,11 @@ SIGNS = ("DefaultCPUAllocator", "out of memory", "ALLOC_FAILED")
 """What torch says on a CPU, on a GPU, and in a GPU's libraries; only on a GPU it has a type."""
 
 
+def is_memory_error(error: BaseException) -> bool:
+    """Whether memory ran out."""
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
 @contextmanager
 def explaining_memory_errors(what: str, advice: str) -> Iterator[None]:
     """Turn torch's and Python's errors for lack of memory into one line.
@@ -24,7 +29,7 @@ def explaining_memory_errors(what: str, advice: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in SIGNS):
+        if not is_memory_error(error):
             raise
         raise TrainingError(f"not enough memory for {what}; {advice}") from error
 

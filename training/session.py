@@ -44,7 +44,7 @@ class TrainingRequest:
         changes: of a resumed run, the options that replace those of its checkpoint.
         stream: whether to decode images whenever they are needed, even where memory is enough. A
             resumed run does what it did before.
-        compiled: whether to compile the network's passes, which changes results by rounding only.
+        compiled: whether to compile the training passes, which changes results by rounding only.
     """
 
     dataset: str

@@ -115,6 +115,8 @@ def _request(values: dict[str, Any], given: set[str]) -> "TrainingRequest":
 
     network = {name: values[name] for name in NETWORK}
     training = {field: values[name] for field, name in TRAINING.items()}
+    if values["dry_run"] and values["compiled"]:
+        raise UsageError("--dry-run times steps that are not compiled; leave out --compile")
     if values["resume"]:
         _check_resume(given, values["out"])
     if values["recipe"] is not None:

@@ -56,8 +56,8 @@ Compiled = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the network's passes (torch.compile): the first step takes a minute, the "
-        "others less; needs a C++ compiler.",
+        help="Compile the training passes (torch.compile): the first step takes a minute or more, "
+        "the others may take less; needs a C++ compiler.",
     ),
 ]
 ImageSize = Annotated[

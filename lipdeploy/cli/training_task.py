@@ -57,8 +57,6 @@ def run(
         processes.together(check_tensorboard)
     # Processes may start in different seconds, after which a folder is called.
     request = replace(request, out=processes.from_main(request.out))
-    if request.compiled:
-        print_note("Compiling makes the first step take about a minute.")
     with TrainingProgress() as progress:
         trainer = prepare(
             request,
@@ -78,6 +76,8 @@ def run(
 def _train(trainer: "Trainer", progress: "TrainingProgress", tensorboard: bool) -> None:
     print_note(trainer.description)
     print_detail(str(trainer.options))
+    if trainer.learner.is_compiled and not trainer.is_finished:
+        print_note("Compiling: the first step takes a minute or more.")
     progress.start(trainer.options.epochs, trainer.steps, trainer.finished_epochs)
     with ExitStack() as stack:
         watching = _watching(trainer, progress, tensorboard)
@@ -114,6 +114,7 @@ def _tell_stopped(trainer: "Trainer", dataset: str) -> None:
     start = ["torchrun", "--nproc-per-node", str(size), "-m"] if size > 1 else []
     out = str(trainer.folder)
     again = [*start, "lipdeploy", "train", dataset, "--out", out, "--resume"]
+    again += ["--compile"] * trainer.learner.is_compiled
     print_hint("Go on with:", f"  {shlex.join(again)}")
 
 
