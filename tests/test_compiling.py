@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import sysconfig
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,20 @@ def test_control_c_ends_no_compiler() -> None:
         assert compiler.wait(60) == 0
 
 
+def test_control_c_is_heard_while_compiling() -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    try:
+        with compiling(ALONE):
+            os.kill(os.getpid(), signal.SIGINT)
+            end = time.monotonic() + 20
+            while not heard and time.monotonic() < end:
+                time.sleep(0.001)
+            assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.usefixtures("cache")
 def test_without_a_compiler_it_says_what_to_do(
     run_cli: Cli, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -122,7 +137,7 @@ def test_without_a_compiler_it_says_what_to_do(
     settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1", "--compile"]
     status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "run", *settings)
     assert status == 1
-    assert "Compiling: the first step takes a minute or more." in errors
+    assert "Compiling: the first step takes one to some minutes" in errors
     message = errors.splitlines()[-1]
     assert message.startswith("Error: the network cannot be compiled (")
     assert "leave out --compile, or install a C++ compiler" in message

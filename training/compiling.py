@@ -1,6 +1,7 @@
 """Compiled training passes by `torch.compile`, and what to do where that fails."""
 
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,12 +71,20 @@ def _own_warnings() -> Iterator[None]:
 
 @contextmanager
 def _compilers_spared() -> Iterator[None]:
-    """A context in which Ctrl-C, which a terminal sends to all, ends no process begun in it."""
+    """A context in which Ctrl-C, which a terminal sends to all, ends no process begun in it.
+
+    This process still hears it: another thread does, which begins none.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    over = threading.Event()
+    listener = threading.Thread(target=over.wait, daemon=True)
+    listener.start()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        over.set()
+        listener.join()

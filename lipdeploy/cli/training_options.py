@@ -40,7 +40,7 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         help="Go on with the run in --out, with its options; only --lr, --precision and "
-        "--accumulate can change.",
+        "--accumulate can change; --compile is given again.",
     ),
 ]
 Workers = Annotated[int, typer.Option(help="Decoding processes; 0 for one a core.")]
@@ -56,8 +56,8 @@ Compiled = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the training passes (torch.compile): the first step takes a minute or more, "
-        "the others may take less; needs a C++ compiler.",
+        help="Compile the training passes (torch.compile): the first step takes one to some "
+        "minutes, the others may take less. Needs a C++ compiler; not with --dry-run.",
     ),
 ]
 ImageSize = Annotated[
