@@ -118,7 +118,9 @@ def profile(case: Case) -> tuple[Mapping[tuple[str, str], Work], dict[str, Timin
         functions[name_of(dtype)] = lambda m=matrix: m @ m
     for function in functions.values():
         function()
-    timings, _ = interleave(functions, SECONDS, longest=LONGEST)
+    timings, skipped = interleave(functions, SECONDS, longest=LONGEST)
+    if skipped:
+        raise SystemExit(f"not timed: {skipped}")
     with Watch() as watch:
         for _ in range(STEPS):
             step()
@@ -155,7 +157,9 @@ def print_compiled(case: Case) -> None:
     """What compiling saves of a step, and what it takes."""
     steps = {name: step_of(name, case) for name in (OURS, COMPILED)}
     first = {name: seconds_of(step) for name, step in steps.items()}
-    timings, _ = interleave(steps, SECONDS, longest=LONGEST)
+    timings, skipped = interleave(steps, SECONDS, longest=LONGEST)
+    if skipped:
+        raise SystemExit(f"not timed: {skipped}")
     ratio = timings[OURS].over(timings[COMPILED])
     Console(width=110).print(
         f"Compiled: {timings[COMPILED].median:.3f} s a step, {ratio:.2f} times as fast as the "

@@ -1,9 +1,8 @@
 """How fast libraries multiply blocks of weights with one image: `make thin-products`.
 
-With one image an engine reads each weight once and multiplies it twice, so that memory is the
-limit. The blocks are those of the layers of LipConvNet-5 with 32 channels. Each product is measured
-over as many sets of weights in turn as `STREAM_BYTES` holds, so that they come from memory and not
-from a cache.
+With one image an engine reads each weight once and multiplies it once or twice, so that memory is
+the limit. The blocks are those of the layers of LipConvNet-5 with 32 channels. Each product is
+measured over as many sets of weights in turn as `STREAM_BYTES` holds: most come from memory.
 """
 
 from collections.abc import Callable, Iterator

@@ -227,7 +227,7 @@ def test_a_streamed_run_is_resumed_as_one_and_knows_its_files(
     assert run_cli("train", moved, *again)[0] == 0
     assert not (tmp_path / "cache").exists()
     status, _, errors = run_cli("train", moved, *again, "--stream")
-    assert (status, "leave out --stream: --resume takes that" in errors) == (2, True)
+    assert (status, "leave out --stream: with --resume" in errors) == (2, True)
     next((moved / "train" / "dark").iterdir()).rename(moved / "train" / "dark" / "other.png")
     status, _, errors = run_cli("train", moved, *again)
     assert (status, "other images" in errors) == (1, True)

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from lipdeploy.errors import ToldElsewhereError, TrainingError
 from lipdeploy.training.distributed import Processes
 from lipdeploy.training.memory_errors import is_memory_error
 
@@ -50,7 +51,9 @@ def compiling(processes: Processes) -> Iterator[None]:
         except TorchDynamoException as error:
             if is_memory_error(error):
                 raise
-            raise processes.told_once(_message(error)) from error
+            # Machines differ, the processes of one do not.
+            kind = TrainingError if processes.local_rank == 0 else ToldElsewhereError
+            raise kind(_message(error)) from error
 
 
 def _message(error: RuntimeError) -> str:
@@ -73,18 +76,22 @@ def _own_warnings() -> Iterator[None]:
 def _compilers_spared() -> Iterator[None]:
     """A context in which Ctrl-C, which a terminal sends to all, ends no process begun in it.
 
-    This process still hears it: another thread does, which begins none.
+    This process hears it as soon as its main thread runs Python again: another thread, which begins
+    no process, takes the signal.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     over = threading.Event()
     listener = threading.Thread(target=over.wait, daemon=True)
-    listener.start()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    # Each of these calls can raise KeyboardInterrupt.
     try:
+        listener.start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        over.set()
-        listener.join()
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        finally:
+            over.set()

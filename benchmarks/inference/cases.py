@@ -52,7 +52,7 @@ class Case:
         variants: names of the engines that are built, see `engines.VARIANTS`.
         series: names of the opponents that compute the same network, see `opponents.MODULES`.
         others: how opponents are made that compute something else at the same shapes.
-        build_seconds: after how many no layer or stage of building an engine begins.
+        build_seconds: when these are over, no further layer or stage of building an engine begins.
         seconds: what timing one batch size may take, about.
     """
 
@@ -123,7 +123,7 @@ def at_most(seconds: float) -> Stage:
 
     def stage(name: str) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"not done in {seconds:.0f} s: {name}")
+            raise TimeoutError(f"{seconds:.0f} s were over before: {name}")
 
     return stage
 

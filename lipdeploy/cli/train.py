@@ -160,7 +160,7 @@ def _check_resume(given: set[str], out: Path | None) -> None:
         raise UsageError("--dry-run is about a new run; leave out --resume, or ask for it")
     if fixed := given - free - {"quiet", "verbose", "debug"}:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(fixed))
-        raise UsageError(f"leave out {names}: --resume takes that from the checkpoint")
+        raise UsageError(f"leave out {names}: with --resume the checkpoint decides")
 
 
 def _new_run_folder(dataset: str) -> Path:

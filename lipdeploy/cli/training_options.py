@@ -56,7 +56,7 @@ Compiled = Annotated[
     bool,
     typer.Option(
         "--compile",
-        help="Compile the training passes (torch.compile): the first step takes one to some "
+        help="Compile the training passes (torch.compile): the first step takes a few "
         "minutes, the others may take less. Needs a C++ compiler; not with --dry-run.",
     ),
 ]

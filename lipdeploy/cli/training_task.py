@@ -77,7 +77,7 @@ def _train(trainer: "Trainer", progress: "TrainingProgress", tensorboard: bool) 
     print_note(trainer.description)
     print_detail(str(trainer.options))
     if trainer.learner.is_compiled and not trainer.is_finished:
-        print_note("Compiling: the first step takes one to some minutes, less where torch kept it.")
+        print_note("Compiling: the first step takes a few minutes, less where torch kept it.")
     progress.start(trainer.options.epochs, trainer.steps, trainer.finished_epochs)
     with ExitStack() as stack:
         watching = _watching(trainer, progress, tensorboard)
