@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import ignore, make_network
 from torch import distributed
+from torch._dynamo import config
 from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
@@ -86,13 +87,13 @@ def test_a_compiled_run_that_goes_on_uncompiled_is_the_plain_run(
 @pytest.mark.slow
 def test_the_gradients_of_a_network_over_processes_are_traced_whole(tmp_path: Path) -> None:
     """Of all its layers, in more buckets than one, by dynamo's front end alone."""
-    networks = [make_network(image_size=8, depth=10, seed=1).train() for _ in range(2)]
-    pixels = torch.rand(4, 3, 8, 8) * 255
+    networks = [make_network(image_size=32, depth=15, seed=1).train() for _ in range(2)]
+    pixels = torch.rand(2, 3, 32, 32) * 255
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1
     )
     try:
-        with compiling(ALONE):
+        with compiling(ALONE), config.patch(fail_on_recompile_limit_hit=True):
             traced = torch.compile(networks[0], backend="eager", dynamic=False)
             parallel = DistributedDataParallel(traced, bucket_cap_mb=0.001)
             parallel(pixels).square().sum().backward()
@@ -102,7 +103,6 @@ def test_the_gradients_of_a_network_over_processes_are_traced_whole(tmp_path: Pa
     for mine, plain in zip(*(network.parameters() for network in networks), strict=True):
         torch.testing.assert_close(mine.grad, plain.grad, rtol=1e-3, atol=1e-5)
     assert counters["stats"]["unique_graphs"] > 0
-    assert not any("recompile_limit" in reason for reason in counters["unimplemented"])
 
 
 @HAS_MASKS
@@ -141,9 +141,9 @@ def test_control_c_is_heard_while_compiling() -> None:
 def test_without_a_compiler_it_says_what_to_do(
     run_cli: Cli, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torch._inductor import config
+    from torch._inductor import config as compiler
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/no/such/compiler",))
+    monkeypatch.setattr(compiler.cpp, "cxx", ("/no/such/compiler",))
     settings = ["--width", "4", "--epochs", "1", "--batch", "6", "--workers", "1", "--compile"]
     status, _, errors = run_cli("train", image_folder, "--out", tmp_path / "run", *settings)
     assert status == 1
