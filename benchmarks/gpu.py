@@ -95,13 +95,11 @@ class CudaGraphRuntime:
         self._outputs = [make([batch, width], np.float32, "cuda", 0) for width in widths.values()]
         for name, value in zip(widths, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
-        self._run_options = onnxruntime.RunOptions()
-        self._run_options.only_execute_path_to_fetches = True
 
     def run(self, pixels: Pixels) -> tuple[Array, Array]:
         """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits."""
         self._input.update_inplace(pixels)
-        self._session.run_with_iobinding(self._binding, self._run_options)
+        self._session.run_with_iobinding(self._binding)
         features, logits = (value.numpy().astype(np.float64) for value in self._outputs)
         return features, logits
 

@@ -46,11 +46,12 @@ def spectral_operator(
 ) -> Spectral:
     """A circular convolution with these blocks, its transforms rounded to `dtype`."""
     fourier = RealFourier(grid)
+    given = blocks | choice.multiplication
     if choice.form == "fused":
         plane = stored(fourier.plane_basis(), dtype)
-        return FusedSpectralConv(plane=plane, **blocks, copies=choice.copies)
+        return FusedSpectralConv(plane=plane, **given)
     basis, phases = stored(fourier.paired_basis(), dtype), stored(fourier.phases(), dtype)
-    return SpectralConv(basis=basis, phases=phases, **blocks, copies=choice.copies)
+    return SpectralConv(basis=basis, phases=phases, **given)
 
 
 def with_choice(operator: LinearOperator, choice: Choice) -> LinearOperator:

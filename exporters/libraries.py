@@ -5,6 +5,7 @@ from pathlib import Path
 from lipdeploy.artifact import Engine
 from lipdeploy.errors import EngineError
 from lipdeploy.exporters.engine_file import with_built
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.exporters.openvino import build_openvino, import_openvino
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.tensorrt import Profile, build_tensorrt, find_builder
@@ -39,7 +40,7 @@ def built(engine: Engine, output: Path, options: ExportOptions) -> Engine:
         made = build_openvino(engine.prepared)
         return with_built(engine, output, made.files, made.versions, {})
     build = build_tensorrt(
-        engine.prepared,
+        served_bytes(engine),
         Profile(1, options.batch, options.max_batch),
         precision=engine.manifest.arithmetic,
         is_portable=options.portable,

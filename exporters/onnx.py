@@ -29,7 +29,7 @@ from lipdeploy.exporters.onnx_grid import (
     space_to_depth,
     standard,
 )
-from lipdeploy.exporters.onnx_operators import emit_operator
+from lipdeploy.exporters.onnx_operators import emit_operator, takes_rows
 from lipdeploy.exporters.onnx_radius import emit_radius
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
@@ -45,7 +45,11 @@ runtime switches it on for the whole graph."""
 
 
 def build_model(
-    network: frozen.FrozenNetwork, manifest: Manifest, *, prepared: bool = False
+    network: frozen.FrozenNetwork,
+    manifest: Manifest,
+    *,
+    prepared: bool = False,
+    with_radius: bool = True,
 ) -> onnx.ModelProto:
     """The ONNX model of a network, with the manifest in its metadata.
 
@@ -54,15 +58,15 @@ def build_model(
         manifest: what it says of itself; decides on the order of sums and holds the bounds that
             the radius is computed with.
         prepared: see `GraphBuilder`.
+        with_radius: leave out the output `radius` where not, and its nodes.
     """
     graph = GraphBuilder(manifest.longest_sum, prepared=prepared)
     if manifest.arithmetic not in DTYPES:
         raise ExportError(f"no engine computes in {manifest.arithmetic}")
     dtype = DTYPES[manifest.arithmetic]
     n, layer = network.image_size, 0
-    flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
-    colours_last = graph.transpose(graph.reshape(flat, 3, n, n, -1), 1, 2, 0, 3)
-    x = Grid((colours_last,), n, 3)
+    first = next(network.linear(), None)
+    x = _pixels(graph, n, rows=first is not None and takes_rows(first.operator))
     for index, operation in enumerate(network.operations):
         if isinstance(operation, frozen.Linear) and graph.dtype != dtype:
             # Whole numbers of 0 ... 255 less a colour are exact in every type.
@@ -76,35 +80,51 @@ def build_model(
         x = replace(x, pieces=tuple(graph.cast(piece) for piece in x.pieces))
     features = _features(graph, x)
     hidden = emit_head(network.head, graph, features)
-    emit_radius(network, manifest, graph, hidden)
-    return _model(network, graph, manifest)
+    if with_radius:
+        emit_radius(network, manifest, graph, hidden)
+    return _model(network, graph, manifest, with_radius=with_radius)
+
+
+def _pixels(graph: GraphBuilder, n: int, *, rows: bool) -> Grid:
+    """The input as a grid of three channels."""
+    if rows:
+        return Grid((graph.transpose("pixels", 2, 3, 0, 1),), n, 3, rows=True)
+    # Two transpositions of matrices are faster than one of all axes.
+    flat = graph.transpose(graph.reshape("pixels", -1, 3 * n * n), 1, 0)
+    return Grid((graph.transpose(graph.reshape(flat, 3, n, n, -1), 1, 2, 0, 3),), n, 3)
 
 
 def _features(graph: GraphBuilder, x: Grid) -> str:
     """(n, n, c, batch) as rows ordered (channel, row, column)."""
     value, size = standard(graph, x), x.side**2 * x.channels
+    if x.side == 1 and x.rows:
+        return graph.node("Reshape", value, graph.integers(-1, size), output="features")
     if x.side == 1:
         return graph.node(
             "Transpose", graph.reshape(value, size, -1), output="features", perm=[1, 0]
         )
-    first = graph.transpose(value, 3, 2, 0, 1)
+    last = (2, 3) if x.rows else (3, 2)
+    first = graph.transpose(value, *last, 0, 1)
     return graph.node("Reshape", first, graph.integers(-1, size), output="features")
 
 
 def _model(
-    network: frozen.FrozenNetwork, graph: GraphBuilder, manifest: Manifest
+    network: frozen.FrozenNetwork, graph: GraphBuilder, manifest: Manifest, *, with_radius: bool
 ) -> onnx.ModelProto:
     n, head = network.image_size, network.head
     value = helper.make_tensor_value_info
+    outputs = [
+        value("features", TensorProto.FLOAT, ["batch", head.features]),
+        value("logits", TensorProto.FLOAT, ["batch", head.classes]),
+        *([value("radius", TensorProto.FLOAT, ["batch"])] if with_radius else []),
+    ]
+    if graph.prepared:
+        graph.drop_unused([output.name for output in outputs])
     proto = helper.make_graph(
         graph.nodes,
         "lipdeploy",
         [value("pixels", TensorProto.FLOAT, ["batch", 3, n, n])],
-        [
-            value("features", TensorProto.FLOAT, ["batch", head.features]),
-            value("logits", TensorProto.FLOAT, ["batch", head.classes]),
-            value("radius", TensorProto.FLOAT, ["batch"]),
-        ],
+        outputs,
         list(graph.constants.values()),
     )
     model = helper.make_model(
@@ -137,7 +157,7 @@ def emit(
 
 @emit.register
 def _(operation: frozen.Shift, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
-    colour = np.array(operation.colour, dtype=np.float32)[:, None]
+    colour = np.array(operation.colour, dtype=np.float32).reshape((1, 3) if x.rows else (3, 1))
     shifted = graph.node("Sub", *x.pieces, graph.constant("shift", colour))
     return replace(x, pieces=(shifted,))
 

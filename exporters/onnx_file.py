@@ -75,9 +75,16 @@ def parse_onnx(data: bytes, name: str) -> Engine:
     manifest = Manifest.from_json(manifest_text)
     network = restore_checked(manifest, weights)
     emitted = _emit_again(model, network, manifest)
-    prepared = bytes(build_model(network, manifest, prepared=True).SerializeToString())
+    answering = build_model(network, manifest, prepared=True, with_radius=False)
+    prepared = bytes(answering.SerializeToString())
     sha256 = hashlib.sha256(data).hexdigest()
     return Engine(name, network, manifest, emitted, prepared, len(data), sha256)
+
+
+def served_bytes(engine: Engine) -> bytes:
+    """The graph of an engine for those who run it without lipdeploy: prepared, with the radius."""
+    model = build_model(engine.network, engine.manifest, prepared=True)
+    return bytes(model.SerializeToString())
 
 
 def open_onnx(data: bytes) -> tuple[onnx.ModelProto, str, dict[str, NDArray[Any]]]:

@@ -36,8 +36,9 @@ class GraphBuilder:
     Args:
         block: longest sum of a matrix product; longer ones are cut into blocks, whose results are
             added pair by pair. None leaves the order of sums to the engine.
-        prepared: casts, transposes and slices of stored arrays are done now, not by nodes. What is
-            computed is the same; a runtime then has nothing left to fold.
+        prepared: casts, transposes and slices of stored arrays are done now, not by nodes, and of
+            reshapes in a row only the last one is left. What is computed is the same; a runtime
+            then has nothing left to fold.
 
     Attributes:
         dtype: of the numbers that nodes compute with; weights are cast to it, exactly.
@@ -46,6 +47,7 @@ class GraphBuilder:
     def __init__(self, block: int | None = None, *, prepared: bool = False) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
+        self._reshaped: dict[str, str] = {}
         self.block, self.prepared = block, prepared
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
@@ -186,7 +188,20 @@ class GraphBuilder:
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape; one entry may be -1."""
-        return self.node("Reshape", x, self.integers(*shape))
+        whole = self._reshaped.get(x, x) if self.prepared else x
+        name = self.node("Reshape", whole, self.integers(*shape))
+        self._reshaped[name] = whole
+        return name
+
+    def drop_unused(self, outputs: Sequence[str]) -> None:
+        """Forget nodes and constants that no output needs."""
+        needed, kept = set(outputs), []
+        for node in reversed(self.nodes):
+            if needed.intersection(node.output):
+                needed.update(node.input)
+                kept.append(node)
+        self.nodes = kept[::-1]
+        self.constants = {name: self.constants[name] for name in self.constants if name in needed}
 
     def transpose(self, x: str, *permutation: int) -> str:
         """Permute the axes."""

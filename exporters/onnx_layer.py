@@ -4,6 +4,7 @@ For the planner: what a layer costs depends on shapes alone, so its weights are 
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,19 +37,19 @@ def skeleton(shape: LayerShape, choice: Choice) -> LinearOperator:
         c, k = max(c_in, c_out), shape.kernel_size
         return TaylorConv(n, c_in, c_out, _zeros(k * k, c, c), TYPICAL_DEGREE)
     if choice.form == "tiled":
-        return TiledConv(n, TYPICAL_KERNEL, _separable(TILE, c_in, c_out, 1))
+        return TiledConv(n, TYPICAL_KERNEL, _separable(TILE, c_in, c_out, Choice("spectral")))
     if choice.form == "spectral":
-        return _separable(n, c_in, c_out, choice.copies)
-    plane = _zeros(n * n, n * n)
-    return FusedSpectralConv(plane=plane, **_blocks(n, c_in, c_out), copies=choice.copies)
+        return _separable(n, c_in, c_out, choice)
+    given = _blocks(n, c_in, c_out) | choice.multiplication
+    return FusedSpectralConv(plane=_zeros(n * n, n * n), **given)
 
 
-def _separable(n: int, c_in: int, c_out: int, copies: int) -> SpectralConv:
-    basis, phases = _zeros(n, n), _zeros(2 * n, 2 * n)
-    return SpectralConv(basis=basis, phases=phases, **_blocks(n, c_in, c_out), copies=copies)
+def _separable(n: int, c_in: int, c_out: int, choice: Choice) -> SpectralConv:
+    given = _blocks(n, c_in, c_out) | choice.multiplication
+    return SpectralConv(basis=_zeros(n, n), phases=_zeros(2 * n, 2 * n), **given)
 
 
-def _blocks(n: int, c_in: int, c_out: int) -> dict[str, NDArray[np.float32]]:
+def _blocks(n: int, c_in: int, c_out: int) -> dict[str, Any]:
     fourier = RealFourier(n)
     count = len(fourier.frequencies())
     return {
@@ -79,6 +80,7 @@ def layer_graph(shape: LayerShape, choice: Choice, target: Target) -> onnx.Model
         y = replace(y, pieces=(graph.node("Max", *pair),), channels=y.channels // 2)
     if shape.cut:
         y = space_to_depth(graph, y)
+    graph.drop_unused(y.pieces)
     value = helper.make_tensor_value_info
     proto = helper.make_graph(
         graph.nodes,

@@ -4,14 +4,19 @@ from functools import singledispatch
 
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
-from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, joined, standard
+from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, joined, ordered, standard
 from lipdeploy.exporters.onnx_spectral import Fused, Separable
 from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
-from lipdeploy.spectral import FusedSpectralConv, SpectralConv
+from lipdeploy.spectral import FusedSpectralConv, Spectral, SpectralConv
 from lipdeploy.taylor import TaylorConv
 from lipdeploy.tiled import TiledConv
+
+
+def takes_rows(operator: LinearOperator) -> bool:
+    """Whether images come to an operator as rows at no cost."""
+    return isinstance(operator, Spectral) and operator.has_rows
 
 
 @singledispatch
@@ -39,9 +44,11 @@ def _(operator: PointwiseMatrix, graph: GraphBuilder, x: Grid, prefix: str, want
     """From the left; on a single point as rows of images, where engines pack weights once."""
     n, c_out = operator.grid, operator.out_channels
     matrix = graph.weight(f"{prefix}.matrix", operator.matrix)
-    shares = cut(graph, matrix, 1, 2 if wanted.halves else 1)
+    shares = cut(graph, matrix, 1, 2 if wanted.halves and not x.rows else 1)
     value = standard(graph, x)
-    if n == 1:
+    if x.rows:
+        pieces = [graph.product(value, share, axis=-1) for share in shares]
+    elif n == 1:
         rows = graph.transpose(graph.reshape(value, operator.in_channels, -1), 1, 0)
         pieces = [
             graph.reshape(graph.transpose(graph.product(rows, share, axis=1), 1, 0), 1, 1, size, -1)
@@ -50,14 +57,15 @@ def _(operator: PointwiseMatrix, graph: GraphBuilder, x: Grid, prefix: str, want
         ]
     else:
         pieces = [graph.product_from_left(graph.turned(share, 1, 0), value) for share in shares]
-    return Grid(tuple(pieces), n, c_out)
+    return Grid(tuple(pieces), n, c_out, rows=x.rows)
 
 
 @emit_operator.register
 def _(operator: DenseMatrix, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
     n, c_out = operator.grid, operator.out_channels
     matrix = graph.turned(graph.weight(f"{prefix}.matrix", operator.matrix), 1, 0)
-    flat = graph.reshape(standard(graph, x), operator.matrix.shape[0], -1)
+    columns = standard(graph, ordered(graph, x, rows=False))
+    flat = graph.reshape(columns, operator.matrix.shape[0], -1)
     y = graph.reshape(graph.product_from_left(matrix, flat), n, n, c_out, -1)
     return Grid((y,), n, c_out)
 
@@ -66,7 +74,8 @@ def _(operator: DenseMatrix, graph: GraphBuilder, x: Grid, prefix: str, wanted: 
 def _(operator: TaylorConv, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
     """A product for each tap, so that the engine has no algorithm of convolution to choose."""
     c, n, reach = operator.channels, operator.grid, operator.kernel_size // 2
-    first, missing = standard(graph, x), c - operator.in_channels
+    first = standard(graph, ordered(graph, x, rows=False))
+    missing = c - operator.in_channels
     if missing:
         first = graph.node("Pad", first, graph.integers(0, 0, 0, 0, 0, 0, missing, 0))
     taps = graph.weight(f"{prefix}.taps", operator.taps)
@@ -98,5 +107,5 @@ def _(operator: TiledConv, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wa
             graph, emit_operator(operator.inner, graph, tile, f"{prefix}.inner", Wanted())
         )
 
-    whole = emit_tiles(operator, graph, standard(graph, x), inner)
+    whole = emit_tiles(operator, graph, standard(graph, ordered(graph, x, rows=False)), inner)
     return Grid((whole,), operator.grid, operator.out_channels)

@@ -3,26 +3,44 @@
 Products with blocks and transforms come from the left, on values of shape (..., channels, batch),
 so that the only copy is one transposition where channels come in parts; weights, the larger
 operand, are read once and never rearranged by an engine.
+
+Layers for few images hold them as rows, (..., batch, channels); see `lipdeploy.spectral.Products`.
 """
 
+from dataclasses import replace
+
 from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
-from lipdeploy.exporters.onnx_grid import PARITY, Grid, Wanted, cut, joined, standard
+from lipdeploy.exporters.onnx_grid import (
+    PARITY,
+    Grid,
+    Layout,
+    Wanted,
+    cut,
+    joined,
+    ordered,
+    standard,
+)
 from lipdeploy.spectral import Spectral, SpectralConv
 
 
 class _Parts:
-    """The channels of a grid as they lie: (parts, n, n, channels, batch)."""
+    """The channels of a grid as they lie: (parts, n, n, channels, batch), or (.., batch, ..)."""
 
     def __init__(self, graph: GraphBuilder, x: Grid) -> None:
-        self.graph = graph
+        self.graph, self.rows = graph, x.rows
         self.is_cells = x.layout == "cells"
         self.count = 4 if self.is_cells else 1
         self.channels = x.channels // self.count
         self.name = joined(graph, x) if self.is_cells else standard(graph, x)
 
     def gather(self, coefficients: str, count: int) -> str:
-        """(parts * count, channels * batch) to (count, all channels, batch)."""
+        """(parts * count, channels * batch) to (count, all channels, batch), or rows of them."""
         graph, channels = self.graph, self.count * self.channels
+        if self.rows:
+            if self.count > 1:
+                shape = self.count, count, -1, self.channels
+                coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 2, 0, 3)
+            return graph.reshape(coefficients, count, -1, channels)
         if self.count > 1:
             shape = self.count, count, self.channels, -1
             coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 0, 2, 3)
@@ -48,8 +66,10 @@ class _Spectral:
         self.graph, self.n, self.copies = graph, operator.grid, operator.copies
         self.edge, self.interior = operator.fourier.edge, operator.fourier.interior
         self.c_out, self.parity = operator.out_channels, wanted.parity
-        self.pieces = 2 if wanted.halves else 1
-        self.parts = _Parts(graph, x)
+        self.products, self.has_rows = operator.products, operator.has_rows
+        # A node more costs few images more than a copy.
+        self.pieces = 2 if wanted.halves and not self.has_rows else 1
+        self.parts = _Parts(graph, ordered(graph, x, rows=self.has_rows))
         self.weights = {
             name: graph.weight(f"{prefix}.{name}", array)
             for name, array in operator.weights().items()
@@ -58,6 +78,8 @@ class _Spectral:
     def real_products(self, x: str) -> list[str]:
         """Real blocks times (count, c_in, batch), one value (count, c, batch) a piece."""
         blocks = self.parts.columns(self.weights["real_blocks"])
+        if self.has_rows:
+            return [self._products_of_rows(x, blocks)]
         shares = cut(self.graph, blocks, 1, self.pieces)
         return [self.graph.product_from_left(share, x) for share in shares]
 
@@ -71,6 +93,11 @@ class _Spectral:
             stored = graph.part(stored, 0, slice(cut_from, cut_from + count))
         blocks = self.parts.columns(stored)
         channels = blocks.value.shape[3]
+        if self.has_rows:
+            stacked = graph.reshaped(blocks, count, -1, channels)
+            y = self._products_of_rows(graph.reshape(x, count, -1, channels), stacked)
+            sides = graph.reshape(y, 2 * count, -1, 2, self.c_out)
+            return [graph.transpose(sides, 0, 2, 1, 3)]
         products = []
         for share in cut(graph, blocks, 2, self.pieces):
             rows = 2 * share.value.shape[2]
@@ -81,6 +108,22 @@ class _Spectral:
                 weight = graph.reshaped(share, count, 1, rows, channels)
             products.append(graph.product_from_left(weight, taken))
         return products
+
+    def _products_of_rows(self, x: str, blocks: Weight) -> str:
+        """Rows (count, rows, n) times blocks (count, m, n), (count, rows, m)."""
+        graph, (count, m, n) = self.graph, blocks.value.shape
+        if self.products == "vectors":
+            vectors = graph.reshape(x, count, -1, n, 1)
+            y = graph.product_from_left(graph.reshaped(blocks, count, 1, m, n), vectors)
+            return graph.reshape(y, count, -1, m)
+        turned = graph.turned(blocks, 0, 2, 1)
+        matrices = [
+            graph.reshaped(graph.part(turned, 0, slice(index, index + 1)), n, m)
+            for index in range(count)
+        ]
+        rows = graph.split(x, 0, [1] * count) if count > 1 else [x]
+        products = [graph.product(*pair, axis=-1) for pair in zip(rows, matrices, strict=True)]
+        return graph.concatenate(products, axis=0)
 
     def _embedding(self, blocks: Weight) -> Weight:
         """(count, 2, m, n) as `lipdeploy.spectral.embeddings`, (count, 2 m, 2 n)."""
@@ -104,9 +147,10 @@ class _Spectral:
     def result(self, pieces: list[str]) -> Grid:
         """The pieces of (n, n, c, batch), or of what `parity` asks for."""
         n, m, c = self.n, self.n // 2, self.c_out // self.pieces
-        shape = (2, 2, m, m, c, -1) if self.parity else (n, n, c, -1)
-        names = tuple(self.graph.reshape(piece, *shape) for piece in pieces)
-        return Grid(names, n, self.c_out, "parity" if self.parity else "standard")
+        layout: Layout = "parity" if self.parity else "standard"
+        y = Grid((), n, self.c_out, layout, self.has_rows)
+        shape = (2, 2, m, m, *y.tail(c)) if self.parity else (n, n, *y.tail(c))
+        return replace(y, pieces=tuple(self.graph.reshape(piece, *shape) for piece in pieces))
 
 
 class Separable(_Spectral):

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lipdeploy.errors import FreezeError
 from lipdeploy.rounding import STANDARD, Rounding
+from lipdeploy.spectral import ROWS_LIMIT, Products
 
 FormChoice = Literal["auto", "spectral", "fused", "tiled", "dense", "taylor"]
 FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
@@ -62,13 +63,21 @@ class Choice:
     Attributes:
         form: of its operator.
         copies: of each complex block in the engine, where the form is a spectral one.
+        products: how the engine multiplies blocks, see `lipdeploy.spectral.Products`.
     """
 
     form: str
     copies: int = 1
+    products: Products = "columns"
+
+    @property
+    def multiplication(self) -> dict[str, Any]:
+        """How blocks are multiplied, as arguments of a spectral operator."""
+        return {"copies": self.copies, "products": self.products}
 
     def __str__(self) -> str:
-        return self.form if self.copies == 1 else f"{self.form} x{self.copies}"
+        how = [f"x{self.copies}"] * (self.copies > 1)
+        return " ".join([self.form, *how, *[self.products] * (self.products != "columns")])
 
 
 @dataclass(frozen=True)
@@ -127,10 +136,11 @@ def candidates(shape: LayerShape, form: FormChoice = "auto") -> tuple[Choice, ..
         return tuple(_circular(shape)) + ((Choice("dense"),) if is_small else ())
     _check(shape, form, is_circular=is_circular)
     if form == "spectral" and shape.grid < 3:
-        return _copies("fused")
+        return tuple(_variants("fused", shape))
     if form == "tiled" and (shape.grid < TILE or not shape.is_local):
         return tuple(_circular(shape))
-    return _copies(form) if form in ("spectral", "fused") else (Choice(form),)
+    is_spectral = form in ("spectral", "fused")
+    return tuple(_variants(form, shape)) if is_spectral else (Choice(form),)
 
 
 def _circular(shape: LayerShape) -> Iterator[Choice]:
@@ -138,15 +148,20 @@ def _circular(shape: LayerShape) -> Iterator[Choice]:
     blocks = shape.grid**2 * shape.in_channels * shape.out_channels
     can_tile = shape.grid > TILE and shape.is_local
     if shape.grid >= 3 and (not can_tile or blocks <= SPECTRAL_LIMIT):
-        yield from _copies("spectral")
+        yield from _variants("spectral", shape)
     if shape.grid <= FUSED_LIMIT:
-        yield from _copies("fused")
+        yield from _variants("fused", shape)
     if can_tile:
         yield Choice("tiled")
 
 
-def _copies(form: str) -> tuple[Choice, ...]:
-    return Choice(form), Choice(form, 2)
+def _variants(form: str, shape: LayerShape) -> Iterator[Choice]:
+    """The ways to multiply the blocks of a spectral form."""
+    yield Choice(form)
+    yield Choice(form, 2)
+    if shape.grid**2 <= 2 * ROWS_LIMIT:
+        yield Choice(form, products="rows")
+    yield Choice(form, products="vectors")
 
 
 def _check(shape: LayerShape, form: FormChoice, *, is_circular: bool) -> None:

@@ -83,7 +83,7 @@ def build_tensorrt(
     outside of most containers, can give every process the same addresses.
 
     Args:
-        onnx_bytes: `lipdeploy.artifact.Engine.prepared`.
+        onnx_bytes: `lipdeploy.exporters.onnx_file.served_bytes`.
         profile: batch sizes that it takes.
         precision: arithmetic of the model's linear layers, see `lipdeploy.arithmetic.ARITHMETICS`.
         is_portable: whether it should run on other GPUs and later versions, where the package can

@@ -16,6 +16,7 @@ from typing import Literal
 from lipdeploy.artifact import Engine
 from lipdeploy.certificate import assumptions
 from lipdeploy.errors import ExportError, OutputError, UsageError
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.files import make_writable_folder, not_writable, write_atomically
 from lipdeploy.mlp_head import MlpHead
 
@@ -120,7 +121,7 @@ def serve(engine: Engine, folder: Path, name: str) -> Path:
             folder,
             name=name,
             platform="onnxruntime_onnx",
-            file=engine.prepared,
+            file=served_bytes(engine),
             file_name="model.onnx",
         )
     (data,) = engine.built.files.values()
@@ -198,7 +199,7 @@ def _check(
     if max_batch < 1:
         raise UsageError(f"--triton: batches of {max_batch} images; expected at least 1")
     served = next(iter(files.values()))
-    if platform == "onnxruntime_onnx" and served not in (engine.data, engine.prepared):
+    if platform == "onnxruntime_onnx" and served not in (engine.data, served_bytes(engine)):
         raise ExportError("the bytes for ONNX Runtime are not those of the engine; export it again")
 
 

@@ -15,6 +15,7 @@ from lipdeploy.errors import OutputError
 from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
 from lipdeploy.files import cache_folder, write_atomically
+from lipdeploy.runtimes import hint_for
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.versions import installed_version
 
@@ -76,7 +77,8 @@ def _machine() -> str:
 
 def _measure(shape: LayerShape, choice: Choice, target: Target) -> float:
     model = layer_graph(shape, choice, target)
-    runtime = OnnxRuntime(bytes(model.SerializeToString()), "cpu")
+    data, hint = bytes(model.SerializeToString()), hint_for(target.batch)
+    runtime = OnnxRuntime(data, "cpu", hint=hint)
     outputs = [output.name for output in model.graph.output]
     generator = np.random.default_rng(0)
     inputs = {INPUT: generator.normal(size=input_shape(shape, target.batch)).astype(np.float32)}

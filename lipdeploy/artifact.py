@@ -210,7 +210,7 @@ class Engine:
         manifest: what it says of itself.
         data: the bytes of the file, emitted from `network`.
         prepared: the bytes that run: the same graph, casts and cuts of weights, which are exact,
-            already done.
+            already done, without the radius, which the host computes.
         size: number of bytes of the file.
         sha256: their hash.
         built: the files of another library, built from this; size and hash are then theirs.

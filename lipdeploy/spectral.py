@@ -9,7 +9,7 @@ import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,20 @@ from lipdeploy.operators import Array, Conversion, Convertible, Weights, check_s
 from lipdeploy.rounding import Product, Rounding, Step, alongside, compose
 
 COPIES = (1, 2)
+
+Products = Literal["columns", "rows", "vectors"]
+"""How an engine multiplies the blocks of a layer:
+
+- columns: all blocks at once, from the left; images are the columns of the other side.
+- rows: block by block, from the right; images are rows. Engines pack a matrix that stands there
+  when they load it and read it as fast as memory gives it, even for one image; each block costs
+  the start of a product.
+- vectors: all blocks at once, from the left, each image by itself: for one image and small blocks.
+"""
+PRODUCTS: tuple[Products, ...] = get_args(Products)
+
+ROWS_LIMIT = 512
+"""Most blocks that are multiplied one by one: those of a grid of 32 x 32."""
 
 
 def sides(columns: NDArray[Any]) -> NDArray[Any]:
@@ -52,12 +66,14 @@ class Spectral(Convertible):
             order of `RealFourier.frequencies`; empty on grids of at most 2 x 2.
         copies: how often an engine holds each complex block: 1, as it is stored, or 2, as a real
             matrix of twice the size, which reads more and writes less.
+        products: how an engine multiplies blocks, see `Products`; with two copies in columns.
     """
 
     form: ClassVar[str]
     real_blocks: Weights
     complex_blocks: Weights = field(default_factory=lambda: np.zeros((0, 0, 0, 0)))
     copies: int = 1
+    products: Products = "columns"
 
     def _check_blocks(self) -> None:
         fourier, real = self.fourier, self.real_blocks.shape
@@ -71,6 +87,10 @@ class Spectral(Convertible):
             )
         if self.copies not in COPIES:
             raise ShapeError(f"{self.form}: {self.copies} copies of a block")
+        if self.products not in PRODUCTS[: 1 if self.copies == 2 else None]:
+            raise ShapeError(f"{self.form}: {self.copies} copies of blocks in {self.products}")
+        if self.products == "rows" and count > ROWS_LIMIT:
+            raise ShapeError(f"{self.form}: {count} blocks one by one, at most {ROWS_LIMIT}")
 
     @property
     @abstractmethod
@@ -113,13 +133,19 @@ class Spectral(Convertible):
         return int(self.real_blocks.shape[1])
 
     @property
+    def has_rows(self) -> bool:
+        """Whether an engine holds images as rows, (batch, channels), and not as columns."""
+        return self.products != "columns"
+
+    @property
     def fourier(self) -> RealFourier:
         """The frequencies of the grid."""
         return RealFourier(self.grid)
 
     def parameters(self) -> dict[str, Any]:
-        """Copies of a block; the weights say everything else."""
-        return {"copies": self.copies}
+        """How blocks are multiplied; the weights say everything else."""
+        copies: dict[str, Any] = {"copies": self.copies}
+        return copies | ({"products": self.products} if self.has_rows else {})
 
     def weights(self) -> dict[str, Weights]:
         """Transforms and blocks."""

@@ -92,11 +92,15 @@ def restore(structure: dict[str, Any], weights: dict[str, Weights]) -> FrozenNet
         ) from error
 
 
+_PARAMETER_TYPES = {"scale": float, "products": str}
+"""Those of an operator that are no integers."""
+
+
 def _restore_linear(entry: dict[str, Any], weights: dict[str, Weights]) -> Linear:
     bias = weights.pop("bias")
     parameters = entry["parameters"]
     for name, value in parameters.items():
-        if type(value) is not (float if name == "scale" else int):
+        if type(value) is not _PARAMETER_TYPES.get(name, int):
             raise ValueError(f"{name} {value!r}")
     return Linear(FORMS[entry["form"]](**parameters, **weights), bias)
 

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lipdeploy.exporters.freeze import layer_shapes
+from lipdeploy.exporters.plan import Choice, FormChoice, LayerShape, Target, make_plan
 from lipdeploy.training.architecture import Architecture
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 from lipdeploy.training.data import Dataset
@@ -30,6 +32,17 @@ def make_network(
             if name.endswith("bias"):
                 parameter.normal_(0, bias_scale)
     return network.eval()
+
+
+def plan_of(network: LipConvNet, form: FormChoice, how: str = "") -> tuple[Choice, ...]:
+    """Every layer in a form, its blocks multiplied as the rest of `str(Choice)` says, if it can."""
+
+    def is_other(_shape: LayerShape, choice: Choice, _target: Target) -> float:
+        return float(str(choice).partition(" ")[2] != how)
+
+    plan = make_plan(layer_shapes(network), form, Target(), is_other)
+    assert not how or any(str(choice).endswith(how) for choice in plan)
+    return plan
 
 
 def random_pixels(count: int, image_size: int, seed: int = 0) -> np.ndarray:

@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from helpers import random_pixels, save_model_file, write_image_folder
 
@@ -21,6 +24,7 @@ from lipdeploy.errors import (
 )
 from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.exporters.export import export_model
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.exporters.options import SUFFIXES, ExportOptions
 from lipdeploy.exporters.parity import compare
 from lipdeploy.predictor import Predictor
@@ -231,8 +235,29 @@ def test_the_reference_runtime_needs_nothing_else(engine: Engine) -> None:
     check_canary(engine, open_runtime(engine, "numpy"))
 
 
+@pytest.mark.parametrize(("batch", "spins"), [(1, "1"), (8, "1"), (9, "0"), (64, "0"), ("8", "0")])
+def test_engines_for_few_images_are_run_for_latency(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, batch: object, spins: str
+) -> None:
+    opened: list[str] = []
+    options = OnnxRuntime._options
+
+    def watched(self: OnnxRuntime) -> Any:
+        made = options(self)
+        opened.append(made.get_session_config_entry("session.intra_op.allow_spinning"))
+        return made
+
+    monkeypatch.setattr(OnnxRuntime, "_options", watched)
+    source = engine.manifest.source | {"made_for_batch": batch}
+    made = replace(engine, manifest=replace(engine.manifest, source=source))
+    runtime = open_runtime(made, "onnxruntime", "cpu")
+    assert isinstance(runtime, OnnxRuntime)
+    runtime.same_device(engine.prepared)
+    assert opened == [spins, spins]
+
+
 def test_bound_memory_gives_the_same_numbers(engine: Engine) -> None:
-    runtime = OnnxRuntime(engine.prepared, "cpu")
+    runtime = OnnxRuntime(served_bytes(engine), "cpu")
     pixels = {"pixels": random_pixels(3, 8).astype(np.float32)}
     names = ["logits", "radius", "features"]
     for a, b in zip(
@@ -241,13 +266,23 @@ def test_bound_memory_gives_the_same_numbers(engine: Engine) -> None:
         assert np.array_equal(a, b)
 
 
-def test_a_model_for_triton_is_what_predict_runs(model: Path, tmp_path: Path, run_cli: Cli) -> None:
+def test_triton_gets_what_predict_runs_and_the_radius(
+    model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
     path = tmp_path / "ants.onnx"
     status, out, err = run_cli("export", model, "-o", path, "--triton", tmp_path / "models")
     assert status == 0, err
     served = tmp_path / "models" / "ants" / "1" / "model.onnx"
     assert str(served.parents[1]) in out
-    assert served.read_bytes() == read_engine(path).prepared
+    engine = read_engine(path)
+    assert served.read_bytes() == served_bytes(engine)
+    whole, answers = (
+        onnx.load_model_from_string(data).graph for data in (served.read_bytes(), engine.prepared)
+    )
+    common = {node.name: node for node in whole.node}
+    assert all(common[node.name] == node for node in answers.node)
+    assert [output.name for output in answers.output] == ["features", "logits"]
+    assert "ArgMax" not in {node.op_type for node in answers.node}
     status, _, err = run_cli("export", model, "--engine", "openvino", "--triton", tmp_path)
     assert status == 2
     assert "cannot hold OpenVINO to float32" in err

@@ -1,34 +1,36 @@
 """The ONNX files that are written, and the ones that are refused."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import make_network, random_pixels
+from helpers import make_network, plan_of, random_pixels
 from onnx import helper
 
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
-from lipdeploy.errors import EngineError, ExportError, ModelError
+from lipdeploy.errors import EngineError, ExportError, ModelError, ShapeError
 from lipdeploy.exporters import onnx_file
 from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
-from lipdeploy.exporters.onnx_file import onnx_bytes, read_onnx
+from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, read_onnx
 from lipdeploy.exporters.onnx_graph import GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted
 from lipdeploy.exporters.onnx_layer import skeleton
 from lipdeploy.exporters.onnx_operators import emit_operator
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.parity import compare, probe_inputs
-from lipdeploy.exporters.plan import Choice, LayerShape
+from lipdeploy.exporters.plan import Choice, LayerShape, candidates
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
-from lipdeploy.spectral import Spectral
+from lipdeploy.spectral import PRODUCTS, Products, Spectral
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
 CLASSES = ("ant", "bee", "cow")
@@ -79,6 +81,70 @@ def test_the_engine_computes_the_frozen_network(
             expected = stored.features(pixels)
             np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(logits, stored.head.logits(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("offset", range(6))
+@pytest.mark.parametrize(("size", "padding"), [(8, "circular"), (9, "circular"), (9, "zero")])
+def test_layers_that_hold_images_in_different_ways_follow_each_other(
+    size: int, padding: str, offset: int
+) -> None:
+    """Each layer in another way, so that most pairs of ways meet."""
+    trained = make_network(1, size, padding=padding, head="mlp")
+    ways = [candidates(shape) for shape in layer_shapes(trained)]
+    plan = [found[(offset + 5 * place) % len(found)] for place, found in enumerate(ways)]
+    check_answers(freeze(trained, plan=plan).stored_as("float32"))
+
+
+@pytest.mark.parametrize("how", ["", "rows", "vectors"])
+def test_a_network_may_end_on_a_grid(how: str) -> None:
+    trained = make_network(2, 64)
+    network = freeze(trained, plan=plan_of(trained, "auto", how)).stored_as("float32")
+    assert list(network.linear())[-1].operator.grid == 2
+    check_answers(network)
+
+
+def check_answers(network: FrozenNetwork) -> None:
+    """What is stored and what runs both compute the network, for any number of images."""
+    engine = parse_onnx(onnx_bytes(network, manifest_of(network)), "test")
+    for data in (engine.prepared, engine.data):
+        runtime = OnnxRuntime(data, "cpu")
+        for count in (1, 3):
+            pixels = random_pixels(count, network.image_size)
+            expected = network.features(pixels)
+            features, logits = runtime.run(pixels.astype(np.float32))
+            np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(logits, network.head.logits(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_radius", [False, True])
+def test_what_runs_has_no_node_that_does_nothing(
+    frozen_network: FrozenNetwork, *, with_radius: bool
+) -> None:
+    model = build_model(
+        frozen_network, manifest_of(frozen_network), prepared=True, with_radius=with_radius
+    )
+    outputs = {output.name for output in model.graph.output}
+    read = Counter(name for node in model.graph.node for name in node.input)
+    assert all(
+        any(read[name] or name in outputs for name in node.output) for node in model.graph.node
+    )
+    assert {tensor.name for tensor in model.graph.initializer} <= set(read)
+    reshaped = {node.output[0] for node in model.graph.node if node.op_type == "Reshape"}
+    again = [node for node in model.graph.node if node.op_type == "Reshape"]
+    assert not [node.name for node in again if node.input[0] in reshaped]
+
+
+def test_blocks_are_multiplied_in_ways_that_exist() -> None:
+    operator = skeleton(LayerShape(4, 4, 4, 3, "circular"), Choice("fused"))
+    assert isinstance(operator, Spectral)
+    with pytest.raises(ShapeError, match="2 copies of blocks in rows"):
+        replace(operator, copies=2, products="rows")
+    with pytest.raises(ShapeError, match="1 copies of blocks in diagonals"):
+        replace(operator, products=cast("Products", "diagonals"))
+    large = LayerShape(64, 1, 1, 3, "circular")
+    assert "rows" not in {choice.products for choice in candidates(large, "spectral")}
+    with pytest.raises(ShapeError, match="2046 blocks one by one, at most 512"):
+        skeleton(large, Choice("spectral", products="rows"))
 
 
 def test_the_file_is_plain_onnx_with_the_promised_names(engine: Path) -> None:
@@ -260,15 +326,24 @@ def test_an_export_says_where_it_is_and_times_each_stage(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("halves", [False, True])
 @pytest.mark.parametrize("grid", [1, 2, 4])
-@pytest.mark.parametrize("form", ["pointwise", "dense", "spectral", "fused"])
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice("pointwise"),
+        Choice("dense"),
+        *(Choice(form, products=how) for form in ("spectral", "fused") for how in PRODUCTS),
+        *(Choice(form, 2) for form in ("spectral", "fused")),
+    ],
+    ids=str,
+)
 def test_no_output_is_cut_into_more_products_than_its_bound_counts(
-    form: str, grid: int, *, halves: bool
+    choice: Choice, grid: int, *, halves: bool
 ) -> None:
     """Products of one input with parts of the same stored matrices, no sum being cut."""
-    if form == "spectral" and grid < 3:
+    if choice.form == "spectral" and grid < 3:
         grid = 3
     graph, shape = GraphBuilder(prepared=True), LayerShape(grid, 4, 4, 3, "circular")
-    operator = skeleton(shape, Choice(form))
+    operator = skeleton(shape, choice)
     emit_operator(operator, graph, Grid(("x",), grid, 4), "layer", Wanted(halves))
     found = Counter(
         (stored, node.input[1 - side])

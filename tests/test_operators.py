@@ -29,7 +29,10 @@ def taps(channels: int, kernel_size: int = 3, scale: float = 0.3, seed: int = 0)
 
 
 CHOICES = [Choice("pointwise"), Choice("dense"), Choice("taylor")]
-SPECTRAL = [Choice(form, copies) for form in ("spectral", "fused") for copies in (1, 2)]
+SPECTRAL = [Choice(form, copies) for form in ("spectral", "fused") for copies in (1, 2)] + [
+    Choice("spectral", products="rows"),
+    Choice("fused", products="vectors"),
+]
 
 
 def make(choice: Choice, grid: int, c_in: int, c_out: int) -> LinearOperator:

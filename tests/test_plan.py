@@ -43,6 +43,14 @@ def test_multiplications_are_those_of_the_mathematics(choice: Choice) -> None:
         assert blocks < used.macs < blocks + 4 * n**3 * c * 4
 
 
+@pytest.mark.parametrize(("batch", "rows"), [(1, True), (8, True), (256, False)])
+def test_few_images_multiply_large_blocks_one_by_one(batch: int, *, rows: bool) -> None:
+    large = LayerShape(4, 512, 512, 3, "circular", cells=True, cut=True)
+    target = Target(batch, Rounding.of_graph(FLOAT32, "same-order"))
+    (choice,) = make_plan([large], "auto", target, CostModel())
+    assert (choice.products == "rows") == rows
+
+
 def test_costs_grow_with_the_batch_and_with_slower_machines() -> None:
     choice = Choice("fused")
     small, large = (CostModel()(SHAPE, choice, Target(batch)) for batch in (1, 64))

@@ -20,7 +20,7 @@ from lipdeploy.errors import BoundError, UsageError
 from lipdeploy.exporters.engine_file import read_engine
 from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
+from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, served_bytes
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.precision import PrecisionCost
 from lipdeploy.predictor import Predictor
@@ -166,7 +166,7 @@ def test_weights_that_an_engine_may_flush_are_refused() -> None:
 @pytest.mark.parametrize("precision", LOWER)
 def test_the_graph_gives_no_radius_where_program_is_not_offered(precision: str) -> None:
     engine = engine_in(precision)
-    runtime = TorchRuntime(engine.prepared, "cpu", arithmetic=precision)
+    runtime = TorchRuntime(served_bytes(engine), "cpu", arithmetic=precision)
     pixels = random_pixels(4, engine.network.image_size).astype(np.float32)
     logits, radius = runtime.outputs(["logits", "radius"], {"pixels": pixels})
     assert np.ptp(logits) > 0

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from helpers import make_network, random_pixels
+from helpers import make_network, plan_of, random_pixels
 from onnx import helper
 
 from lipdeploy.arithmetic import FLOAT32
@@ -20,31 +20,36 @@ from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.errors import EngineError
-from lipdeploy.exporters.freeze import freeze, layer_shapes
-from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, read_onnx
+from lipdeploy.exporters.freeze import freeze
+from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, read_onnx, served_bytes
 from lipdeploy.exporters.onnx_graph import OPSET
 from lipdeploy.exporters.onnx_probe import keeps_precision
-from lipdeploy.exporters.plan import FormChoice, Target, make_plan
+from lipdeploy.exporters.plan import FormChoice
 from lipdeploy.rounding import ACCUMULATIONS, Accumulation, Rounding
 from lipdeploy.runtimes import torch_nodes
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.runtimes.torch import TorchRuntime
 
 OUTPUTS = ["features", "logits", "radius"]
-CASES: dict[str, tuple[int, str, FormChoice, int]] = {
-    "auto": (8, "circular", "auto", 1),
-    "spectral, even": (8, "circular", "spectral", 1),
-    "spectral, odd": (9, "circular", "spectral", 1),
-    "spectral, two copies": (8, "circular", "spectral", 2),
-    "fused, even": (8, "circular", "fused", 1),
-    "fused, odd": (9, "circular", "fused", 1),
-    "fused, two copies": (9, "circular", "fused", 2),
-    "dense": (6, "circular", "dense", 1),
-    "dense, zero": (8, "zero", "dense", 1),
-    "taylor": (9, "zero", "taylor", 1),
-    "tiled": (37, "circular", "tiled", 1),
+CASES: dict[str, tuple[int, str, FormChoice, str]] = {
+    "auto": (8, "circular", "auto", ""),
+    "spectral, even": (8, "circular", "spectral", ""),
+    "spectral, odd": (9, "circular", "spectral", ""),
+    "spectral, two copies": (8, "circular", "spectral", "x2"),
+    "spectral, rows, even": (8, "circular", "spectral", "rows"),
+    "spectral, rows, odd": (9, "circular", "spectral", "rows"),
+    "spectral, vectors": (8, "circular", "spectral", "vectors"),
+    "fused, even": (8, "circular", "fused", ""),
+    "fused, odd": (9, "circular", "fused", ""),
+    "fused, two copies": (9, "circular", "fused", "x2"),
+    "fused, rows": (8, "circular", "fused", "rows"),
+    "fused, vectors, odd": (9, "circular", "fused", "vectors"),
+    "dense": (6, "circular", "dense", ""),
+    "dense, zero": (8, "zero", "dense", ""),
+    "taylor": (9, "zero", "taylor", ""),
+    "tiled": (37, "circular", "tiled", ""),
 }
-"""Image size, padding, form, copies of complex blocks."""
+"""Image size, padding, form, how blocks are multiplied."""
 
 
 @functools.cache
@@ -55,13 +60,10 @@ def make_engine(
     weights: str = "float16",
 ) -> Engine:
     """A small random network as an engine, read back from its bytes."""
-    size, padding, form, copies = CASES[case]
+    size, padding, form, how = CASES[case]
     network = make_network(1, size, padding=padding, head=head)
     rounding = Rounding.of_graph(FLOAT32, accumulation)
-    plan = make_plan(
-        layer_shapes(network), form, Target(64, rounding), lambda _, c, __: abs(c.copies - copies)
-    )
-    stored = freeze(network, plan=plan).stored_as(weights)
+    stored = freeze(network, plan=plan_of(network, form, how)).stored_as(weights)
     names, resized = ("ant", "bee", "cow"), {"size": size}
     manifest = make_manifest(stored, names, resized, {}, {"lipdeploy": "test"}, rounding)
     return parse_onnx(onnx_bytes(stored, manifest), "test")
@@ -89,10 +91,9 @@ def far_inputs(engine: Engine) -> np.ndarray:
 def check_parity(engine: Engine, counts: tuple[int, ...]) -> None:
     """Against ONNX Runtime, against the reference in float64, and against the proven bounds."""
     network, errors = engine.network, engine.manifest.engine_errors
-    single, double = (
-        TorchRuntime(engine.prepared, "cpu", dtype) for dtype in ("float32", "float64")
-    )
-    inference = OnnxRuntime(engine.prepared, "cpu")
+    served = served_bytes(engine)
+    single, double = (TorchRuntime(served, "cpu", dtype) for dtype in ("float32", "float64"))
+    inference = OnnxRuntime(served, "cpu")
     for count in counts:
         pixels = inputs_of(count, network.image_size)
         features, logits, radius = single.outputs(OUTPUTS, {"pixels": pixels})
@@ -141,7 +142,7 @@ def test_the_file_as_it_is_stored_gives_the_same_as_the_prepared_one(case: str) 
     engine, pixels = make_engine(case, "mlp"), inputs_of(3, CASES[case][0])
     stored, prepared = (
         TorchRuntime(data, "cpu").outputs(OUTPUTS, {"pixels": pixels})
-        for data in (engine.data, engine.prepared)
+        for data in (engine.data, served_bytes(engine))
     )
     for found, expected in zip(stored, prepared, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
@@ -163,7 +164,8 @@ def test_pixels_that_are_no_numbers_get_radius_0() -> None:
     engine = make_engine()
     pixels = inputs_of(3, 8)
     pixels[0, 0, 0, 0], pixels[1, 0, 0, 0] = np.nan, np.inf
-    (radius,) = TorchRuntime(engine.prepared, "cpu").outputs(["radius"], {"pixels": pixels})
+    runtime = TorchRuntime(served_bytes(engine), "cpu")
+    (radius,) = runtime.outputs(["radius"], {"pixels": pixels})
     assert radius[0] == radius[1] == 0
     assert np.isfinite(radius[2])
 
@@ -287,7 +289,8 @@ def watch_operations(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[i
 
 def test_only_what_an_output_needs_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds, _ = watch_operations(monkeypatch)
-    runtime, pixels = TorchRuntime(make_engine(head="mlp").prepared, "cpu"), inputs_of(3, 8)
+    served = served_bytes(make_engine(head="mlp"))
+    runtime, pixels = TorchRuntime(served, "cpu"), inputs_of(3, 8)
     runtime.outputs(["features"], {"pixels": pixels})
     assert not {"Softplus", "Sigmoid", "ArgMax", "Sqrt"} & set(kinds)
     runtime.outputs(["logits"], {"pixels": pixels})
@@ -295,7 +298,7 @@ def test_only_what_an_output_needs_is_run(monkeypatch: pytest.MonkeyPatch) -> No
     assert not {"Sigmoid", "ArgMax", "Sqrt"} & set(kinds)
     kinds.clear()
     runtime.outputs(["radius"], {"pixels": pixels})
-    nodes = onnx.load_model_from_string(make_engine(head="mlp").prepared).graph.node
+    nodes = onnx.load_model_from_string(served).graph.node
     assert sorted(kinds) == sorted(node.op_type for node in nodes)
 
 
@@ -349,7 +352,7 @@ def test_other_operators_and_bytes_are_refused() -> None:
 
 def test_wrong_inputs_and_outputs_are_named() -> None:
     runtime, pixels = TorchRuntime(make_engine().prepared, "cpu"), inputs_of(4, 8)
-    with pytest.raises(EngineError, match="no output 'label'; expected features, logits, radius"):
+    with pytest.raises(EngineError, match="no output 'label'; expected features, logits"):
         runtime.outputs(["label"], {"pixels": pixels})
     # As many numbers as two images of the right size.
     for wrong in (

@@ -15,7 +15,7 @@ from lipdeploy.artifact import Engine, make_manifest
 from lipdeploy.errors import ExportError, LipdeployError, OutputError, UsageError
 from lipdeploy.exporters import triton
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx
+from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, served_bytes
 from lipdeploy.exporters.triton import Platform, write_triton
 from lipdeploy.rounding import Accumulation, Rounding
 
@@ -131,7 +131,7 @@ def engine() -> Engine:
 def write(
     engine: Engine, folder: Path, platform: Platform = "onnxruntime_onnx", **changes: Any
 ) -> Path:
-    file = engine.prepared if platform == "onnxruntime_onnx" else b"what a backend loads"
+    file = served_bytes(engine) if platform == "onnxruntime_onnx" else b"what a backend loads"
     arguments = {"name": "ants", "platform": platform, "file": file, "file_name": FILES[platform]}
     return write_triton(engine, folder, **(arguments | changes))
 

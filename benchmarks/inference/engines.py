@@ -14,7 +14,7 @@ from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.stages import Stage, ignore_stage
 from lipdeploy.exporters.trained import build_engine
 from lipdeploy.runtimes import Runtime
-from lipdeploy.runtimes.onnx import OnnxRuntime
+from lipdeploy.runtimes.choice import open_runtime
 
 PLANNED = "engine, planned, same-order"
 """The engine of `lipdeploy export --accumulation same-order`, what all factors compare."""
@@ -95,7 +95,7 @@ def open_engine(
         LipdeployError: if the network has no such form, or it does not fit.
     """
     engine = build_engine(model, replace(VARIANTS[variant], batch=batch), stage)
-    return CertifiedEngine(engine, OnnxRuntime(engine.prepared, "cpu"))
+    return CertifiedEngine(engine, open_runtime(engine, "onnxruntime", "cpu"))
 
 
 def relative_difference(logits: Logits, reference: NDArray[np.float64]) -> float:

@@ -27,7 +27,8 @@ def differentiable(network: FrozenNetwork, manifest: Manifest, device: Device) -
     """
     used, _ = choose_device(device)
     whole = replace(manifest, longest_sum=None)
-    data = build_model(network, whole, prepared=True).SerializeToString()
+    graph = build_model(network, whole, prepared=True, with_radius=False)
+    data = graph.SerializeToString()
     is_short = manifest.arithmetic not in ("float32", "tf32")
     logits = TorchGraph(data, used, "float64" if is_short else "float32").function("logits")
 

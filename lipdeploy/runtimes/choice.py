@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from lipdeploy.artifact import Engine
 from lipdeploy.choices import DEVICES, Device, check_choice
 from lipdeploy.errors import EngineError, UsageError
-from lipdeploy.runtimes import Runtime
+from lipdeploy.runtimes import Runtime, hint_for
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
 
@@ -57,7 +57,8 @@ def open_runtime(
     if chosen == "numpy":
         return NumpyRuntime(engine.network)
     if chosen == "onnxruntime":
-        return OnnxRuntime(engine.prepared, device, arithmetic)
+        hint = hint_for(engine.manifest.source.get("made_for_batch"))
+        return OnnxRuntime(engine.prepared, device, arithmetic, hint)
     if chosen == "openvino":
         from lipdeploy.exporters.openvino import check_openvino
         from lipdeploy.runtimes.openvino import OpenVinoRuntime

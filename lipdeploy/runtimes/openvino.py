@@ -1,13 +1,11 @@
 """Running an engine with OpenVINO on the CPU, in float32."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lipdeploy.errors import EngineError
-from lipdeploy.runtimes import Array, Pixels
-
-Hint = Literal["latency", "throughput"]
+from lipdeploy.runtimes import Array, Hint, Pixels
 
 
 class OpenVinoRuntime:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lipdeploy.certificate import Answers, Certifier
 from lipdeploy.engine_error import distances_upper
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.frozen import (
     ChannelMax,
     FrozenNetwork,
@@ -146,7 +147,7 @@ def attack_case(case: Case, count: int, seed: int) -> Tally:
     engine = engine_of(network, case.accumulation or "blocked")
     certifier = Certifier(engine.network, engine.manifest)
     runtime: Runtime = (
-        OnnxRuntime(engine.prepared, "cpu") if case.accumulation else NumpyRuntime(network)
+        OnnxRuntime(served_bytes(engine), "cpu") if case.accumulation else NumpyRuntime(network)
     )
     errors = (
         engine.manifest.engine_errors if case.accumulation else engine.manifest.reference_errors

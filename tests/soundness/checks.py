@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
-from helpers import make_network, random_pixels
+from helpers import make_network, plan_of, random_pixels
 from mpmath import mp, mpf
 from onnx import numpy_helper
 
@@ -20,7 +20,9 @@ from lipdeploy.artifact import REFERENCE
 from lipdeploy.certificate import Answers, Certifier, file_radius, integer_budget
 from lipdeploy.engine_error import distances_upper
 from lipdeploy.exporters.freeze import freeze
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
+from lipdeploy.exporters.plan import FormChoice
 from lipdeploy.exporters.verify import verify
 from lipdeploy.resize import linear_resize
 from lipdeploy.rounding import ACCUMULATIONS
@@ -280,16 +282,19 @@ def an_engine_that_errs_loses_its_network_radius() -> None:
 
 def errors_stay_below_their_bounds() -> None:
     """Every form, head and accumulation on inputs that were climbed to the largest error."""
-    for seed, (padding, form) in enumerate(
-        [
-            ("circular", "spectral"),
-            ("circular", "fused"),
-            ("circular", "dense"),
-            ("zero", "dense"),
-            ("zero", "taylor"),
-        ]
-    ):
-        network = freeze(make_network(seed, padding=padding), form).stored_as("float16")
+    cases: list[tuple[str, FormChoice, str]] = [
+        ("circular", "spectral", ""),
+        ("circular", "spectral", "rows"),
+        ("circular", "fused", ""),
+        ("circular", "fused", "rows"),
+        ("circular", "fused", "vectors"),
+        ("circular", "dense", ""),
+        ("zero", "dense", ""),
+        ("zero", "taylor", ""),
+    ]
+    for seed, (padding, form, how) in enumerate(cases):
+        trained = make_network(seed, padding=padding)
+        network = freeze(trained, plan=plan_of(trained, form, how)).stored_as("float16")
         for accumulation in ACCUMULATIONS:
             engine = engine_of(network, accumulation)
             runtime = OnnxRuntime(engine.prepared, "cpu")
@@ -328,7 +333,7 @@ def the_radius_in_the_graph_is_never_above_the_host() -> None:
         network = freeze(make_network(seed + 10, head=head)).stored_as("float32")
         for accumulation in ACCUMULATIONS:
             engine = engine_of(network, accumulation)
-            runtime = OnnxRuntime(engine.prepared, "cpu")
+            runtime = OnnxRuntime(served_bytes(engine), "cpu")
             pixels = random_pixels(64, 8, seed).astype(np.float32)
             pixels[:4] *= 1e6
             pixels[4, 0, 0, 0] = np.nan

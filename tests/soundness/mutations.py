@@ -130,10 +130,10 @@ def _no_slack(kind: type) -> Patch:
     return kind, "radii_lower", radii_lower
 
 
-def _sloppy_build(*arguments: Any, prepared: bool = False) -> onnx.ModelProto:
+def _sloppy_build(*arguments: Any, **options: bool) -> onnx.ModelProto:
     """Weights that reach the runtime are rounded once more."""
-    model = BUILD_MODEL(*arguments, prepared=prepared)
-    for tensor in model.graph.initializer if prepared else ():
+    model = BUILD_MODEL(*arguments, **options)
+    for tensor in model.graph.initializer if options.get("prepared") else ():
         array = numpy_helper.to_array(tensor)
         if array.dtype == np.float32 and array.ndim > 1:
             rounded = np.clip(array, -6e4, 6e4).astype(np.float16).astype(np.float32)
