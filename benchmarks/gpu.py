@@ -7,7 +7,7 @@ GPU, shapes fixed, the graph replayed as one CUDA graph. Ends with status 1 wher
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,18 @@ import onnx
 import onnxruntime
 import torch
 from inference.cases import Built, Case, Measured, build, differences_of, functions_of, model_of
-from inference.engines import ACCUMULATIONS
+from inference.engines import ACCUMULATIONS, CertifiedEngine
 from inference.networks import ABOUT_WEIGHTS, pixels_of
 from inference.opponents import DENSE, SERIES_6, SERIES_15, Opponent, fastest_of, torch_opponents
 from inference.plan import shape
 from inference.report import print_results
 from inference.results import Results, describe_machine, notes_of, rows_of, skips_of
 from inference.timing import MATMUL, STREAM, STREAM_BYTES, Machine, interleave, matmul
+from numpy.typing import NDArray
 
 from lipdeploy.artifact import Engine
 from lipdeploy.errors import EngineError
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.report.console import print_error
 from lipdeploy.runtimes import Array, Pixels
 
@@ -78,30 +80,53 @@ def cuda_session(model: bytes) -> Any:  # noqa: ANN401
 
 
 class CudaGraphRuntime:
-    """An engine on the GPU for one batch size, its input and outputs bound once."""
+    """A graph of an engine on the GPU for one batch size, its input and outputs bound once.
+
+    Args:
+        engine: whose graph it is.
+        data: bytes of the graph, `Engine.prepared` or `served_bytes`.
+        outputs: names of outputs that come back.
+        batch: images a call.
+    """
 
     arithmetic = "float32"
     runs_graph = True
 
-    def __init__(self, engine: Engine, batch: int) -> None:
+    def __init__(self, engine: Engine, data: bytes, outputs: Sequence[str], batch: int) -> None:
         head, size = engine.network.head, engine.network.image_size
         self.description = f"onnxruntime {onnxruntime.__version__}, float32, CUDA graph"
-        self._session = cuda_session(fixed_shapes(engine.prepared, batch))
+        self._session = cuda_session(fixed_shapes(data, batch))
         self._binding = self._session.io_binding()
         make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
         self._input = make([batch, 3, size, size], np.float32, "cuda", 0)
         self._binding.bind_ortvalue_input("pixels", self._input)
-        widths = {"features": head.features, "logits": head.classes}
-        self._outputs = [make([batch, width], np.float32, "cuda", 0) for width in widths.values()]
-        for name, value in zip(widths, self._outputs, strict=True):
+        shapes = {
+            "features": [batch, head.features],
+            "logits": [batch, head.classes],
+            "radius": [batch],
+        }
+        self._outputs = [make(shapes[name], np.float32, "cuda", 0) for name in outputs]
+        for name, value in zip(outputs, self._outputs, strict=True):
             self._binding.bind_ortvalue_output(name, value)
 
-    def run(self, pixels: Pixels) -> tuple[Array, Array]:
-        """Map pixels (batch, 3, n, n), 0 ... 255, to features and logits."""
+    def outputs(self, pixels: Pixels) -> list[NDArray[np.float32]]:
+        """Map pixels (batch, 3, n, n), 0 ... 255, to the outputs that were asked for."""
         self._input.update_inplace(pixels)
         self._session.run_with_iobinding(self._binding)
-        features, logits = (value.numpy().astype(np.float64) for value in self._outputs)
+        return [value.numpy() for value in self._outputs]
+
+    def run(self, pixels: Pixels) -> tuple[Array, Array]:
+        """Map pixels to features and logits."""
+        features, logits = (value.astype(np.float64) for value in self.outputs(pixels))
         return features, logits
+
+
+def on_gpu(one: CertifiedEngine, batch: int) -> CertifiedEngine:
+    """The engine on the GPU, and its graph with the radius there, too."""
+    engine = one.engine
+    answers = CudaGraphRuntime(engine, engine.prepared, ("features", "logits"), batch)
+    serving = CudaGraphRuntime(engine, served_bytes(engine), ("logits", "radius"), batch)
+    return replace(one, runtime=answers, serve=lambda pixels: serving.outputs(pixels)[1])
 
 
 def gpu_functions() -> dict[str, Callable[[], object]]:
@@ -116,10 +141,7 @@ def gpu_functions() -> dict[str, Callable[[], object]]:
 def measure(built: Built, model: Path, batch: int) -> Measured:
     """Check and time engines and opponents at one batch size, all on the GPU."""
     pixels = pixels_of(model, batch)
-    engines = {
-        name: replace(engine, runtime=CudaGraphRuntime(engine.engine, batch))
-        for name, engine in built.engines.items()
-    }
+    engines = {name: on_gpu(engine, batch) for name, engine in built.engines.items()}
     built = replace(built, engines=engines)
     modules = built.series | built.others
     opponents: dict[str, Opponent] = {

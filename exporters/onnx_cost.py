@@ -21,7 +21,8 @@ class Machine:
         products: multiplications and additions a second of a large float32 matrix product.
         narrow: columns of a product at which half of that is reached.
         short: length of sums at which half of that is reached.
-        weights: bytes a second of weights, read from memory.
+        weights: bytes a second of weights in stacks, read from memory.
+        packed: of a single matrix on the right, which the engine packs when it loads it.
         values: bytes a second of everything else, read and written.
         launch: seconds of a node that does nothing.
     """
@@ -29,7 +30,8 @@ class Machine:
     products: float = 90e9
     narrow: float = 10.0
     short: float = 12.0
-    weights: float = 25e9
+    weights: float = 21e9
+    packed: float = 27e9
     values: float = 25e9
     launch: float = 4e-6
 
@@ -87,7 +89,10 @@ def _moved(
     names = [name for name in (*node.input, *node.output) if name not in constants]
     values = 4 * sum(math.prod(shapes[name]) for name in names)
     weights = sum(constants.get(name, 0) for name in node.input)
-    return values / machine.values + weights / machine.weights
+    last = node.input[-1]
+    is_packed = node.op_type == "MatMul" and last in constants and len(shapes[last]) == 2
+    rate = machine.packed if is_packed else machine.weights
+    return values / machine.values + weights / rate
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class CostModel:
     def usage(self, shape: LayerShape, choice: Choice, target: Target) -> Usage:
         """What a layer does for a batch."""
         model = layer_graph(shape, choice, target)
-        return usage(model, {INPUT: input_shape(shape, target.batch)}, self.machine)
+        return usage(model, {INPUT: input_shape(shape, choice, target.batch)}, self.machine)
 
     def __call__(self, shape: LayerShape, choice: Choice, target: Target) -> float:
         """Seconds for a batch."""

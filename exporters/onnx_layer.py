@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from lipdeploy.exporters.onnx_graph import IR_VERSION, OPSET, GraphBuilder
-from lipdeploy.exporters.onnx_grid import Grid, Wanted, add_bias, halves, space_to_depth
-from lipdeploy.exporters.onnx_operators import emit_operator
+from lipdeploy.exporters.onnx_grid import Grid, Layout, Wanted, add_bias, halves, space_to_depth
+from lipdeploy.exporters.onnx_operators import emit_operator, takes_rows
 from lipdeploy.exporters.plan import TILE, Choice, LayerShape, Target
 from lipdeploy.fourier import RealFourier
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
@@ -62,18 +62,21 @@ def _zeros(*shape: int) -> NDArray[np.float32]:
     return np.zeros(shape, dtype=np.float32)
 
 
-def input_shape(shape: LayerShape, batch: int) -> tuple[int, ...]:
-    """Of the value `INPUT`."""
-    n, c = shape.grid, shape.in_channels
-    return (4, n, n, c // 4, batch) if shape.cells else (n, n, c, batch)
+def input_shape(shape: LayerShape, choice: Choice, batch: int) -> tuple[int, ...]:
+    """Of the value `INPUT`, which lies as the choice takes it most easily."""
+    n, c = shape.grid, shape.in_channels // (4 if shape.cells else 1)
+    tail = (batch, c) if takes_rows(skeleton(shape, choice)) else (c, batch)
+    return (*([4] if shape.cells else []), n, n, *tail)
 
 
 def layer_graph(shape: LayerShape, choice: Choice, target: Target) -> onnx.ModelProto:
     """Input, linear layer, bias, maximum of channel pairs, and space-to-depth if that follows."""
     graph = GraphBuilder(target.rounding.block, prepared=True)
-    x = Grid((INPUT,), shape.grid, shape.in_channels, "cells" if shape.cells else "standard")
+    operator = skeleton(shape, choice)
+    layout: Layout = "cells" if shape.cells else "standard"
+    x = Grid((INPUT,), shape.grid, shape.in_channels, layout, takes_rows(operator))
     wanted = Wanted(shape.out_channels % 2 == 0, shape.cut and shape.grid % 2 == 0)
-    y = emit_operator(skeleton(shape, choice), graph, x, "layer", wanted)
+    y = emit_operator(operator, graph, x, "layer", wanted)
     y = add_bias(graph, y, graph.weight("layer.bias", _zeros(shape.out_channels)))
     if wanted.halves:
         y, *pair = halves(graph, y)
@@ -85,7 +88,7 @@ def layer_graph(shape: LayerShape, choice: Choice, target: Target) -> onnx.Model
     proto = helper.make_graph(
         graph.nodes,
         "layer",
-        [value(INPUT, TensorProto.FLOAT, input_shape(shape, target.batch))],
+        [value(INPUT, TensorProto.FLOAT, input_shape(shape, choice, target.batch))],
         [value(name, TensorProto.FLOAT, None) for name in y.pieces],
         list(graph.constants.values()),
     )

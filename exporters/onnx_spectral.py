@@ -86,13 +86,20 @@ class _Spectral:
     def complex_products(self, x: str, cut_from: int, count: int) -> list[str]:
         """Complex blocks times (2 count, c_in, batch), one value for each piece.
 
-        With one copy its axes are (count, part, side, c, batch), else (count, part, c, batch).
+        With one copy its axes are (count, part, side, c, batch), else (count, part, c, batch); or
+        (.., batch, c).
         """
         graph, stored = self.graph, self.weights["complex_blocks"]
         if count != len(stored.value):
             stored = graph.part(stored, 0, slice(cut_from, cut_from + count))
         blocks = self.parts.columns(stored)
         channels = blocks.value.shape[3]
+        if self.has_rows and self.copies == 2:
+            parts = graph.transpose(graph.reshape(x, count, 2, -1, channels), 0, 2, 1, 3)
+            rows = graph.reshape(parts, count, -1, 2 * channels)
+            y = self._products_of_rows(rows, self._embedding(blocks))
+            parts = graph.reshape(y, count, -1, 2, self.c_out)
+            return [graph.transpose(parts, 0, 2, 1, 3)]
         if self.has_rows:
             stacked = graph.reshaped(blocks, count, -1, channels)
             y = self._products_of_rows(graph.reshape(x, count, -1, channels), stacked)

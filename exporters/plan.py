@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 from lipdeploy.errors import FreezeError
 from lipdeploy.rounding import STANDARD, Rounding
-from lipdeploy.spectral import ROWS_LIMIT, Products
+from lipdeploy.spectral import COPIES, ROWS_LIMIT, Products
 
 FormChoice = Literal["auto", "spectral", "fused", "tiled", "dense", "taylor"]
 FORM_CHOICES: tuple[FormChoice, ...] = get_args(FormChoice)
@@ -157,11 +157,11 @@ def _circular(shape: LayerShape) -> Iterator[Choice]:
 
 def _variants(form: str, shape: LayerShape) -> Iterator[Choice]:
     """The ways to multiply the blocks of a spectral form."""
-    yield Choice(form)
-    yield Choice(form, 2)
+    for copies in COPIES:
+        yield Choice(form, copies)
+        yield Choice(form, copies, "vectors")
     if shape.grid**2 <= 2 * ROWS_LIMIT:
         yield Choice(form, products="rows")
-    yield Choice(form, products="vectors")
 
 
 def _check(shape: LayerShape, form: FormChoice, *, is_circular: bool) -> None:

@@ -81,7 +81,9 @@ def _measure(shape: LayerShape, choice: Choice, target: Target) -> float:
     runtime = OnnxRuntime(data, "cpu", hint=hint)
     outputs = [output.name for output in model.graph.output]
     generator = np.random.default_rng(0)
-    inputs = {INPUT: generator.normal(size=input_shape(shape, target.batch)).astype(np.float32)}
+    inputs = {
+        INPUT: generator.normal(size=input_shape(shape, choice, target.batch)).astype(np.float32)
+    }
     times: list[float] = []
     while len(times) < RUNS and sum(times) < SECONDS:
         start = time.perf_counter()

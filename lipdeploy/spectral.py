@@ -66,7 +66,7 @@ class Spectral(Convertible):
             order of `RealFourier.frequencies`; empty on grids of at most 2 x 2.
         copies: how often an engine holds each complex block: 1, as it is stored, or 2, as a real
             matrix of twice the size, which reads more and writes less.
-        products: how an engine multiplies blocks, see `Products`; with two copies in columns.
+        products: how an engine multiplies blocks, see `Products`.
     """
 
     form: ClassVar[str]
@@ -87,8 +87,8 @@ class Spectral(Convertible):
             )
         if self.copies not in COPIES:
             raise ShapeError(f"{self.form}: {self.copies} copies of a block")
-        if self.products not in PRODUCTS[: 1 if self.copies == 2 else None]:
-            raise ShapeError(f"{self.form}: {self.copies} copies of blocks in {self.products}")
+        if self.products not in PRODUCTS:
+            raise ShapeError(f"{self.form}: blocks in {self.products!r}, expected {PRODUCTS}")
         if self.products == "rows" and count > ROWS_LIMIT:
             raise ShapeError(f"{self.form}: {count} blocks one by one, at most {ROWS_LIMIT}")
 

@@ -39,6 +39,7 @@ CASES: dict[str, tuple[int, str, FormChoice, str]] = {
     "spectral, rows, even": (8, "circular", "spectral", "rows"),
     "spectral, rows, odd": (9, "circular", "spectral", "rows"),
     "spectral, vectors": (8, "circular", "spectral", "vectors"),
+    "spectral, vectors of two copies": (9, "circular", "spectral", "x2 vectors"),
     "fused, even": (8, "circular", "fused", ""),
     "fused, odd": (9, "circular", "fused", ""),
     "fused, two copies": (9, "circular", "fused", "x2"),

@@ -198,12 +198,12 @@ def differences_of(
 def functions_of(
     built: Built, opponents: dict[str, Opponent], pixels: Pixels
 ) -> dict[str, Callable[[], object]]:
-    """What is timed: all opponents, engines with certificates, the certificate alone."""
+    """What is timed: all opponents, engines with certificates, the host's certificate alone."""
     functions: dict[str, Callable[[], object]] = {
         name: partial(opponent.run, pixels) for name, opponent in opponents.items()
     }
     for name, engine in built.engines.items():
-        functions[name + WITH] = partial(engine.certified, pixels)
+        functions[name + WITH] = partial(engine.serve, pixels)
     planned = built.engines.get(PLANNED) or next(iter(built.engines.values()))
     return functions | {CERTIFICATE: partial(planned.radii, planned.answers(pixels))}
 

@@ -1,5 +1,6 @@
 """Our engines: which ones, and running them with the certificate."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from inference.opponents import Logits, Opponent, Pixels
 from lipdeploy.artifact import Engine
 from lipdeploy.certificate import Answers, Certifier
+from lipdeploy.exporters.onnx_file import served_bytes
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.stages import Stage, ignore_stage
 from lipdeploy.exporters.trained import build_engine
-from lipdeploy.runtimes import Runtime
+from lipdeploy.runtimes import Runtime, hint_for
 from lipdeploy.runtimes.choice import open_runtime
+from lipdeploy.runtimes.onnx import OnnxRuntime
 
 PLANNED = "engine, planned, same-order"
 """The engine of `lipdeploy export --accumulation same-order`, what all factors compare."""
@@ -43,11 +46,13 @@ class CertifiedEngine:
 
     Attributes:
         engine: the value that export writes.
-        runtime: an ONNX Runtime session of its bytes.
+        runtime: what `lipdeploy predict` runs it with.
+        serve: from pixels to the output `radius`, computed by nodes of the graph, shape (batch,).
     """
 
     engine: Engine
     runtime: Runtime
+    serve: Callable[[Pixels], NDArray[np.float32]]
 
     def logits(self, pixels: Pixels) -> Logits:
         """Logits alone, shape (batch, classes)."""
@@ -59,15 +64,11 @@ class CertifiedEngine:
         return Answers(pixels.astype(np.float64), features, np.argmax(logits, axis=1))
 
     def radii(self, answers: Answers) -> NDArray[np.float64]:
-        """Radii of the statement *program*, shape (batch,)."""
+        """Radii of the statement *program* as the host computes them, shape (batch,)."""
         manifest = self.engine.manifest
         return Certifier(self.engine.network, manifest).program_radii(
             answers, manifest.engine_errors
         )
-
-    def certified(self, pixels: Pixels) -> NDArray[np.float64]:
-        """Radii, from pixels."""
-        return self.radii(self.answers(pixels))
 
     def opponent(self) -> Opponent:
         """The engine without certificates."""
@@ -95,7 +96,14 @@ def open_engine(
         LipdeployError: if the network has no such form, or it does not fit.
     """
     engine = build_engine(model, replace(VARIANTS[variant], batch=batch), stage)
-    return CertifiedEngine(engine, open_runtime(engine, "onnxruntime", "cpu"))
+    runtime = open_runtime(engine, "onnxruntime", "cpu")
+    serving = OnnxRuntime(served_bytes(engine), "cpu", hint=hint_for(batch))
+    return CertifiedEngine(engine, runtime, partial(_radius, serving))
+
+
+def _radius(runtime: OnnxRuntime, pixels: Pixels) -> NDArray[np.float32]:
+    _, radius = runtime.outputs(["logits", "radius"], {"pixels": pixels})
+    return radius
 
 
 def relative_difference(logits: Logits, reference: NDArray[np.float64]) -> float:

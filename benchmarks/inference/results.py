@@ -182,7 +182,9 @@ def notes_of(measured: Measured) -> list[str]:
         f"(MatMul) and reads {machine.bytes / 1e9:.1f} GB/s",
     ]
     if CERTIFICATE in timings:
-        notes.append(f"{where}: certificates alone take {1e3 * timings[CERTIFICATE].median:.3f} ms")
+        notes.append(
+            f"{where}: certificates by the host take {1e3 * timings[CERTIFICATE].median:.3f} ms"
+        )
     if STRIDED in timings:
         passes = batch * len(timings[STRIDED].rounds)
         seconds = SMOOTHING_SAMPLES * timings[STRIDED].median / batch
