@@ -20,6 +20,7 @@ class Machine:
     Attributes:
         products: multiplications and additions a second of a large float32 matrix product.
         narrow: columns of a product at which half of that is reached.
+        panel: columns that are worked on at a time: fewer, but for one, take as long.
         short: length of sums at which half of that is reached.
         weights: bytes a second of weights in stacks, read from memory.
         packed: of a single matrix on the right, which the engine packs when it loads it.
@@ -29,6 +30,7 @@ class Machine:
 
     products: float = 90e9
     narrow: float = 10.0
+    panel: int = 16
     short: float = 12.0
     weights: float = 21e9
     packed: float = 27e9
@@ -79,6 +81,9 @@ def usage(model: onnx.ModelProto, inputs: dict[str, Shape], machine: Machine) ->
 
 def _product_seconds(left: Shape, right: Shape, out: Shape, machine: Machine) -> float:
     columns = max(out[-1], out[-2]) if len(right) == 2 else out[-1]
+    # A product with one column is another algorithm than one with some.
+    if 1 < columns < machine.panel:
+        return _product_seconds(left, right, (*out[:-1], machine.panel), machine)
     efficiency = columns / (columns + machine.narrow) * left[-1] / (left[-1] + machine.short)
     return math.prod(out) * left[-1] / (machine.products * efficiency)
 
