@@ -39,7 +39,9 @@ def summary(measured: Mapping[int, Measured]) -> dict[str, object]:
     rate = work / at_64.timings[PLANNED].median / at_64.machine.multiplications
     whole, alone = at_64.timings[PLANNED + WITH], at_64.timings[PLANNED]
     each = {
-        options.accumulation: speedups(measured, name) for name, options in ACCUMULATIONS.items()
+        options.accumulation: speedups(measured, name)
+        for name, options in ACCUMULATIONS.items()
+        if name in at_64.timings
     }
     return {
         **speedups(measured, PLANNED),
