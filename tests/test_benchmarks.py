@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 from inference import cases, plan, quick, timing
-from inference.engines import ACCUMULATIONS, PLANNED, VARIANTS
+from inference.engines import PLANNED, VARIANTS
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
 from inference.plain import exported_opponents, plain_cnn, shapes
@@ -119,19 +119,21 @@ def test_the_quick_benchmark_says_all_that_it_promises(tiny: dict[int, cases.Mea
         "vs_strided_cnn_batch64",
         "accumulations",
     }
-    assert set(found["accumulations"]) == {"blocked", "same-order", "any-order"}
+    assert set(found["accumulations"]) == {"blocked", "same-order"}
     for order, numbers in found["accumulations"].items():
         assert set(numbers) == speedups
         assert all(value > 0 for value in numbers.values()), order
     assert found["max_logit_difference"] < 1e-5
-    assert all(found[name] > 0 for name in others)
+    # What certificates add can be less than the noise.
+    assert all(found[name] > 0 for name in others - {"certificate_share"})
+    assert found["certificate_share"] > -1
 
 
 def test_every_row_is_printed_and_kept(
     tiny: dict[int, cases.Measured], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [row for one in tiny.values() for row in rows_of(one, memory=False)]
-    assert len(rows) == 3 * (2 + 2 + len(ACCUMULATIONS))
+    assert len(rows) == 3 * (2 + 2 + len(plan.QUICK.variants))
     results = Results({"cpus": 2}, rows, ["a: b: c"], notes_of(tiny[64]))
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results
