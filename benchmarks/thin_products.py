@@ -61,16 +61,22 @@ class Layout:
         name: for people.
         vectors: how many each block is multiplied by.
         left: whether the weights stand on the left.
+        alone: whether each block is a product of its own, a matrix, which libraries may pack.
     """
 
     name: str
     vectors: int
     left: bool
+    alone: bool = False
 
-    def shape(self, layer: Blocks) -> tuple[int, int, int]:
-        """Of the vectors of all blocks."""
+    def shape(self, layer: Blocks) -> tuple[int, ...]:
+        """Of the vectors of all blocks, or of one."""
         ends = (layer.side, self.vectors) if self.left else (self.vectors, layer.side)
-        return layer.count, *ends
+        return ends if self.alone else (layer.count, *ends)
+
+    def operands(self, weights: list[Array]) -> list[Array]:
+        """Of the products of several sets of blocks."""
+        return [block for blocks in weights for block in blocks] if self.alone else weights
 
 
 LAYOUTS = (
@@ -78,16 +84,18 @@ LAYOUTS = (
     Layout("W (re, im)", 2, left=True),
     Layout("x W", 1, left=False),
     Layout("(re, im) W", 2, left=False),
+    Layout("x W, one by one", 1, left=False, alone=True),
+    Layout("(re, im) W, one by one", 2, left=False, alone=True),
 )
 """A complex block's parts are multiplied by two vectors, a real block by one."""
 
 
 def in_torch(weights: list[Array], layout: Layout, x: Array) -> Callable[[], object]:
-    """Products by torch.bmm."""
+    """Products by torch.matmul."""
     right, blocks = torch.from_numpy(x), [torch.from_numpy(w) for w in weights]
     if layout.left:
-        return lambda: [torch.bmm(w, right) for w in blocks]
-    return lambda: [torch.bmm(right, w) for w in blocks]
+        return lambda: [torch.matmul(w, right) for w in blocks]
+    return lambda: [torch.matmul(right, w) for w in blocks]
 
 
 def in_onnxruntime(weights: list[Array], layout: Layout, x: Array) -> Callable[[], object]:
@@ -141,7 +149,7 @@ def rates(layer: Blocks) -> Iterator[tuple[str, Layout, float]]:
     for library, products in LIBRARIES.items():
         for layout in LAYOUTS:
             x = draw.standard_normal(layout.shape(layer), dtype=np.float32)
-            run = products(weights, layout, x)
+            run = products(layout.operands(weights), layout, x)
             run()
             yield library, layout, sets * layer.bytes / turn(run)
 

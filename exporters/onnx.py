@@ -31,6 +31,7 @@ from lipdeploy.exporters.onnx_grid import (
 )
 from lipdeploy.exporters.onnx_operators import emit_operator, takes_rows
 from lipdeploy.exporters.onnx_radius import emit_radius
+from lipdeploy.exporters.onnx_wire import MAX_FIELDS
 from lipdeploy.heads import Head, LinearHead
 from lipdeploy.mlp_head import MlpHead
 
@@ -50,6 +51,7 @@ def build_model(
     *,
     prepared: bool = False,
     with_radius: bool = True,
+    most_nodes: int = MAX_FIELDS,
 ) -> onnx.ModelProto:
     """The ONNX model of a network, with the manifest in its metadata.
 
@@ -58,9 +60,10 @@ def build_model(
         manifest: what it says of itself; decides on the order of sums and holds the bounds that
             the radius is computed with.
         prepared: see `GraphBuilder`.
-        with_radius: leave out the output `radius` where not, and its nodes.
+        with_radius: whether there is the output `radius`.
+        most_nodes: see `GraphBuilder`.
     """
-    graph = GraphBuilder(manifest.longest_sum, prepared=prepared)
+    graph = GraphBuilder(manifest.longest_sum, prepared=prepared, most_nodes=most_nodes)
     if manifest.arithmetic not in DTYPES:
         raise ExportError(f"no engine computes in {manifest.arithmetic}")
     dtype = DTYPES[manifest.arithmetic]
@@ -98,14 +101,14 @@ def _features(graph: GraphBuilder, x: Grid) -> str:
     """(n, n, c, batch) as rows ordered (channel, row, column)."""
     value, size = standard(graph, x), x.side**2 * x.channels
     if x.side == 1 and x.rows:
-        return graph.node("Reshape", value, graph.integers(-1, size), output="features")
+        return graph.reshape(value, -1, size, output="features")
     if x.side == 1:
         return graph.node(
             "Transpose", graph.reshape(value, size, -1), output="features", perm=[1, 0]
         )
     last = (2, 3) if x.rows else (3, 2)
     first = graph.transpose(value, *last, 0, 1)
-    return graph.node("Reshape", first, graph.integers(-1, size), output="features")
+    return graph.reshape(first, -1, size, output="features")
 
 
 def _model(

@@ -125,7 +125,8 @@ def stored_weights(model: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 def _emit_again(model: onnx.ModelProto, network: FrozenNetwork, manifest: Manifest) -> bytes:
     try:
-        emitted = build_model(network, manifest)
+        # The graph in the file has as many, or is another one.
+        emitted = build_model(network, manifest, most_nodes=len(model.graph.node))
     except (LipdeployError, ValueError, TypeError, OverflowError) as error:
         raise ModelError(f"the network in the file has no graph ({error})") from error
     difference = file_difference(model, emitted)

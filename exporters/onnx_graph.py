@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from lipdeploy.errors import ExportError
+from lipdeploy.exporters.onnx_wire import MAX_FIELDS
 
 OPSET = 17
 IR_VERSION = 8
@@ -39,23 +40,38 @@ class GraphBuilder:
         prepared: casts, transposes and slices of stored arrays are done now, not by nodes, and of
             reshapes in a row only the last one is left. What is computed is the same; a runtime
             then has nothing left to fold.
+        most_nodes: more are refused before they are made.
 
     Attributes:
         dtype: of the numbers that nodes compute with; weights are cast to it, exactly.
     """
 
-    def __init__(self, block: int | None = None, *, prepared: bool = False) -> None:
+    def __init__(
+        self,
+        block: int | None = None,
+        *,
+        prepared: bool = False,
+        most_nodes: int = MAX_FIELDS,
+    ) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self._reshaped: dict[str, str] = {}
-        self.block, self.prepared = block, prepared
+        self.block, self.prepared, self._most_nodes = block, prepared, most_nodes
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
 
     def node(self, kind: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:  # noqa: ANN401
         """Add a node with one output."""
         name = output or f"{kind.lower()}_{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
+        self._add(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
         return name
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        if len(self.nodes) >= self._most_nodes:
+            raise ExportError(
+                f"a graph of more than {self._most_nodes} nodes; use --form auto, a larger "
+                "--longest-sum, or a smaller network"
+            )
+        self.nodes.append(node)
 
     def constant(self, name: str, value: NDArray[Any]) -> str:
         """Add a constant under a name of its own, once."""
@@ -166,7 +182,7 @@ class GraphBuilder:
         name = f"split_{len(self.nodes)}"
         parts = [f"{name}_{index}" for index in range(len(sizes))]
         inputs = [x, self.integers(*sizes)]
-        self.nodes.append(helper.make_node("Split", inputs, parts, name=name, axis=axis))
+        self._add(helper.make_node("Split", inputs, parts, name=name, axis=axis))
         return parts
 
     def sum(self, parts: list[str]) -> str:
@@ -186,10 +202,10 @@ class GraphBuilder:
         kind = "" if self.dtype == np.float32 else f"{self.dtype.name}_"
         return self.constant(f"{NUMBER}{kind}{value!r}", np.array(value).astype(self.dtype))
 
-    def reshape(self, x: str, *shape: int) -> str:
+    def reshape(self, x: str, *shape: int, output: str | None = None) -> str:
         """Reshape; one entry may be -1."""
         whole = self._reshaped.get(x, x) if self.prepared else x
-        name = self.node("Reshape", whole, self.integers(*shape))
+        name = self.node("Reshape", whole, self.integers(*shape), output=output)
         self._reshaped[name] = whole
         return name
 

@@ -65,7 +65,7 @@ def _zeros(*shape: int) -> NDArray[np.float32]:
 def input_shape(shape: LayerShape, choice: Choice, batch: int) -> tuple[int, ...]:
     """Of the value `INPUT`, which lies as the choice takes it most easily."""
     n, c = shape.grid, shape.in_channels // (4 if shape.cells else 1)
-    tail = (batch, c) if takes_rows(skeleton(shape, choice)) else (c, batch)
+    tail = (c, batch) if choice.products == "columns" else (batch, c)
     return (*([4] if shape.cells else []), n, n, *tail)
 
 

@@ -4,7 +4,8 @@ Products with blocks and transforms come from the left, on values of shape (...,
 so that the only copy is one transposition where channels come in parts; weights, the larger
 operand, are read once and never rearranged by an engine.
 
-Layers for few images hold them as rows, (..., batch, channels); see `lipdeploy.spectral.Products`.
+Layers for few images hold them as rows, (..., batch, channels), and may multiply blocks from the
+right, one by one; see `lipdeploy.spectral.Products`.
 """
 
 from dataclasses import replace
@@ -94,17 +95,8 @@ class _Spectral:
             stored = graph.part(stored, 0, slice(cut_from, cut_from + count))
         blocks = self.parts.columns(stored)
         channels = blocks.value.shape[3]
-        if self.has_rows and self.copies == 2:
-            parts = graph.transpose(graph.reshape(x, count, 2, -1, channels), 0, 2, 1, 3)
-            rows = graph.reshape(parts, count, -1, 2 * channels)
-            y = self._products_of_rows(rows, self._embedding(blocks))
-            parts = graph.reshape(y, count, -1, 2, self.c_out)
-            return [graph.transpose(parts, 0, 2, 1, 3)]
         if self.has_rows:
-            stacked = graph.reshaped(blocks, count, -1, channels)
-            y = self._products_of_rows(graph.reshape(x, count, -1, channels), stacked)
-            sides = graph.reshape(y, 2 * count, -1, 2, self.c_out)
-            return [graph.transpose(sides, 0, 2, 1, 3)]
+            return [self._complex_products_of_rows(x, blocks)]
         products = []
         for share in cut(graph, blocks, 2, self.pieces):
             rows = 2 * share.value.shape[2]
@@ -115,6 +107,20 @@ class _Spectral:
                 weight = graph.reshaped(share, count, 1, rows, channels)
             products.append(graph.product_from_left(weight, taken))
         return products
+
+    def _complex_products_of_rows(self, x: str, blocks: Weight) -> str:
+        """As `complex_products`, of rows, in one piece."""
+        graph, (count, _, _, channels) = self.graph, blocks.value.shape
+        if self.copies == 2:
+            parts = graph.transpose(graph.reshape(x, count, 2, -1, channels), 0, 2, 1, 3)
+            rows = graph.reshape(parts, count, -1, 2 * channels)
+            y = self._products_of_rows(rows, self._embedding(blocks))
+            found = graph.reshape(y, count, -1, 2, self.c_out)
+        else:
+            stacked = graph.reshaped(blocks, count, -1, channels)
+            y = self._products_of_rows(graph.reshape(x, count, -1, channels), stacked)
+            found = graph.reshape(y, 2 * count, -1, 2, self.c_out)
+        return graph.transpose(found, 0, 2, 1, 3)
 
     def _products_of_rows(self, x: str, blocks: Weight) -> str:
         """Rows (count, rows, n) times blocks (count, m, n), (count, rows, m)."""

@@ -123,7 +123,8 @@ class ExportOptions:
         """What the plan is made for."""
         rounding = Rounding.of_graph(ARITHMETICS[self.precision], self.accumulation)
         longest = self.longest_sum or rounding.block
-        return Target(self.batch, replace(rounding, block=longest))
+        packs = self.kind != "trt" and not self.has_lower_precision
+        return Target(self.batch, replace(rounding, block=longest), packs)
 
 
 def is_engine(path: Path) -> bool:

@@ -87,10 +87,17 @@ class Target:
     Attributes:
         batch: images at a time.
         rounding: what the certificate assumes; decides on how sums are cut.
+        packs: whether the engine packs a matrix on the right when it loads it, as CPU libraries do;
+            on a GPU one large product is faster than many.
     """
 
     batch: int = 64
     rounding: Rounding = STANDARD
+    packs: bool = True
+
+    def takes(self, choice: Choice) -> bool:
+        """Whether a choice makes sense for it at all."""
+        return self.packs or choice.products == "columns"
 
     def __str__(self) -> str:
         return f"batch {self.batch}, sums of at most {self.rounding.block or 'any'} terms"
@@ -110,7 +117,7 @@ def make_plan(
     """
     chosen: dict[LayerShape, Choice] = {}
     for shape in dict.fromkeys(shapes):
-        found = candidates(shape, form)
+        found = filter(target.takes, candidates(shape, form))
         chosen[shape] = min(found, key=lambda choice: cost(shape, choice, target))
     return tuple(chosen[shape] for shape in shapes)
 

@@ -117,7 +117,9 @@ def within_loss(
         layer = list(network.linear())[index]
         options = {chosen[index]: layer.operator}
         for choice in candidates(shapes[index], form):
-            if choice.form in SPECTRAL_FORMS and isinstance(layer.operator, Spectral):
+            # How blocks are multiplied changes no sum.
+            is_like = choice.products == chosen[index].products
+            if is_like and choice.form in SPECTRAL_FORMS and isinstance(layer.operator, Spectral):
                 options[choice] = with_choice(layer.operator, choice)
         chosen[index] = min(options, key=lambda c: options[c].step(target.rounding).rounding_upper)
         network = _with_operator(network, index, replace(layer, operator=options[chosen[index]]))

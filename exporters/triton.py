@@ -79,7 +79,7 @@ def write_triton(
         folder: the repository; made where there is none.
         name: of the model, and of its folder.
         platform: which backend loads it.
-        file: what it loads; for ONNX Runtime the bytes of the engine, best the prepared ones.
+        file: what it loads; for ONNX Runtime the bytes of the engine, best those of `served_bytes`.
         file_name: its name, such as "model.onnx" or "model.plan".
         max_batch: images that the server may put into one batch.
 
@@ -114,7 +114,7 @@ def write_triton(
 
 
 def serve(engine: Engine, folder: Path, name: str) -> Path:
-    """Write what `lipdeploy predict` runs into a model repository; as `write_triton`."""
+    """Write what `lipdeploy predict` runs, and the radius, into a repository; as `write_triton`."""
     if engine.built is None:
         return write_triton(
             engine,
@@ -199,7 +199,8 @@ def _check(
     if max_batch < 1:
         raise UsageError(f"--triton: batches of {max_batch} images; expected at least 1")
     served = next(iter(files.values()))
-    if platform == "onnxruntime_onnx" and served not in (engine.data, served_bytes(engine)):
+    is_stored = platform != "onnxruntime_onnx" or served == engine.data
+    if not is_stored and served != served_bytes(engine):
         raise ExportError("the bytes for ONNX Runtime are not those of the engine; export it again")
 
 

@@ -46,7 +46,7 @@ class Tuner:
 
     def __call__(self, shape: LayerShape, choice: Choice, target: Target) -> float:
         """Median seconds for a batch."""
-        key = f"{_machine()} {shape} {choice} {target}"
+        key = f"{_machine()} {hint_for(target.batch)} {shape} {choice} {target}"
         if key not in self._known:
             channels = f"{shape.in_channels} to {shape.out_channels} channels"
             self._announce(f"tune: {shape.grid} x {shape.grid}, {channels}, {choice}")

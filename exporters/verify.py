@@ -32,6 +32,7 @@ from lipdeploy.exporters.onnx_file import (
 from lipdeploy.exporters.onnx_probe import keeps_order, keeps_precision
 from lipdeploy.frozen import FrozenNetwork
 from lipdeploy.images import PREPROCESSING
+from lipdeploy.runtimes import hint_for
 from lipdeploy.runtimes.choice import open_runtime
 from lipdeploy.runtimes.onnx import OnnxRuntime, executed_graph
 from lipdeploy.structure import restore
@@ -120,25 +121,31 @@ def _soundness(
     yield from check_bounds(network, manifest)
     try:
         difference = file_difference(model, build_model(network, manifest))
-        prepared = build_model(network, manifest, prepared=True)
+        served, answering = (
+            build_model(network, manifest, prepared=True, with_radius=with_radius)
+            for with_radius in (True, False)
+        )
     except (LipdeployError, ValueError, TypeError, OverflowError) as error:
         yield Check("soundness", "graph", False, f"the network has no graph ({error})")
         return
     count = len(model.graph.node)
     detail = difference or f"{count} nodes, emitted again from the weights, are the same"
     yield Check("soundness", "graph", difference is None, detail)
-    yield from _execution(prepared, manifest)
+    yield from _execution(served, answering, manifest)
 
 
-def _execution(prepared: onnx.ModelProto, manifest: Manifest) -> Iterator[Check]:
-    """What this machine's ONNX Runtime does with the graph."""
-    data = bytes(prepared.SerializeToString())
+def _execution(
+    served: onnx.ModelProto, answering: onnx.ModelProto, manifest: Manifest
+) -> Iterator[Check]:
+    """What this machine's ONNX Runtime does with the graph that servers get, and predict's."""
+    data = bytes(served.SerializeToString())
+    hint = hint_for(manifest.source.get("made_for_batch"))
     try:
-        runtime = OnnxRuntime(data, "cpu", manifest.arithmetic)
+        runtime = OnnxRuntime(data, "cpu", manifest.arithmetic, hint)
         if not runtime.runs_graph:
             raise EngineError(f"no {manifest.arithmetic} on a CPU")
-        executed = onnx.load_model_from_string(executed_graph(data))
-        difference = graph_difference(executed, prepared)
+        found = (_executed_difference(graph) for graph in (served, answering))
+        difference = next(filter(None, found), None)
         detail = difference or f"{runtime.description} runs these nodes and weights, none other"
         yield Check("soundness", "executed graph", difference is None, detail)
         passed = all(keeps_precision(runtime, data, batch) for batch in PROBE_BATCHES)
@@ -146,8 +153,14 @@ def _execution(prepared: onnx.ModelProto, manifest: Manifest) -> Iterator[Check]
         yield Check("soundness", "arithmetic", passed, detail)
         if manifest.accumulation == "same-order":
             passed = all(keeps_order(runtime, data, batch) for batch in PROBE_BATCHES)
-            found = "every product adds" if passed else "not every product adds"
-            detail = f"{found} in the same order for all outputs, batches of {PROBE_BATCHES}"
+            adds = "every product adds" if passed else "not every product adds"
+            detail = f"{adds} in the same order for all outputs, batches of {PROBE_BATCHES}"
             yield Check("soundness", "order of sums", passed, detail)
     except EngineError as error:
         yield Check("soundness", "execution", None, f"not checked: {error}")
+
+
+def _executed_difference(graph: onnx.ModelProto) -> str | None:
+    """What ONNX Runtime would run otherwise than it stands there, or None."""
+    executed = onnx.load_model_from_string(executed_graph(bytes(graph.SerializeToString())))
+    return graph_difference(executed, graph)

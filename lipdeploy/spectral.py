@@ -217,7 +217,7 @@ class Spectral(Convertible):
 
     @cached_property
     def _products(self) -> list[Product]:
-        """Real blocks, and complex ones as the engine holds them; two nodes for halves of y."""
+        """Real blocks, and complex ones as the engine holds them; at most two nodes, for halves."""
         count, c_out = len(self.complex_blocks), self.out_channels
         real = self.real_blocks
         products = [Product(real.transpose(0, 2, 1), len(real) * c_out, nodes=2)]

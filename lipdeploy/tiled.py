@@ -71,6 +71,8 @@ class TiledConv(Convertible):
                 f"number of taps from 3 to {t // 2 + 1}, a grid of at least {t}, tiles of at most "
                 f"{MAX_TILE}"
             )
+        if self.inner.has_rows:
+            raise ShapeError("tiled: images are stacked as columns inside")
 
     @classmethod
     def restore(cls, grid: int, kernel_size: int, **inner: Any) -> "TiledConv":  # noqa: ANN401

@@ -15,7 +15,7 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 from inference import cases, plan, quick, timing
-from inference.engines import PLANNED, VARIANTS
+from inference.engines import PLANNED, VARIANTS, WITH
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
 from inference.plain import exported_opponents, plain_cnn, shapes
@@ -126,7 +126,8 @@ def test_the_quick_benchmark_says_all_that_it_promises(tiny: dict[int, cases.Mea
     assert found["max_logit_difference"] < 1e-5
     # What certificates add can be less than the noise.
     assert all(found[name] > 0 for name in others - {"certificate_share"})
-    assert found["certificate_share"] > -1
+    whole, alone = (tiny[64].timings[PLANNED + end] for end in (WITH, ""))
+    assert found["certificate_share"] == pytest.approx(whole.over(alone) - 1, abs=0.01)
 
 
 def test_every_row_is_printed_and_kept(

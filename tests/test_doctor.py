@@ -32,16 +32,13 @@ class SessionOptions:
 class GraphOptimizationLevel:
     ORT_DISABLE_ALL = 0
 
-class RunOptions:
-    pass
-
 class InferenceSession:
     def __init__(self, data, options, providers):
         if providers != ["CPUExecutionProvider"]:
             stderr.write("Failed to load cuda.so with error: libcublas.so.9: not found\\n")
             raise RuntimeError("fallback to CPU EP has been explicitly disabled")
 
-    def run(self, names, inputs, options):
+    def run(self, names, inputs):
         return [2 * inputs["x"]]
 
 def get_available_providers():

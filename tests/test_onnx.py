@@ -1,6 +1,7 @@
 """The ONNX files that are written, and the ones that are refused."""
 
 import itertools
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -14,27 +15,46 @@ import torch
 from helpers import make_network, plan_of, random_pixels
 from onnx import helper
 
+from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import MANIFEST_KEY, Manifest, make_manifest
 from lipdeploy.errors import EngineError, ExportError, ModelError, ShapeError
 from lipdeploy.exporters import onnx_file
 from lipdeploy.exporters.export import export_model
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
+from lipdeploy.exporters.onnx_cost import CostModel
 from lipdeploy.exporters.onnx_file import onnx_bytes, parse_onnx, read_onnx
 from lipdeploy.exporters.onnx_graph import GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted
 from lipdeploy.exporters.onnx_layer import skeleton
 from lipdeploy.exporters.onnx_operators import emit_operator
+from lipdeploy.exporters.onnx_probe import _operands, keeps_order, keeps_precision
 from lipdeploy.exporters.options import ExportOptions
 from lipdeploy.exporters.parity import compare, probe_inputs
-from lipdeploy.exporters.plan import Choice, LayerShape, candidates
-from lipdeploy.frozen import FrozenNetwork
+from lipdeploy.exporters.plan import Choice, LayerShape, candidates, make_plan
+from lipdeploy.frozen import (
+    ChannelMax,
+    FrozenNetwork,
+    Linear,
+    MaxMin,
+    Operation,
+    ProjectionPooling,
+    Shift,
+    SpaceToDepth,
+)
+from lipdeploy.heads import LinearHead
+from lipdeploy.operators import Convertible, LinearOperator
+from lipdeploy.rounding import Rounding
 from lipdeploy.runtimes.numpy import NumpyRuntime
 from lipdeploy.runtimes.onnx import OnnxRuntime
-from lipdeploy.spectral import PRODUCTS, Products, Spectral
+from lipdeploy.spectral import PRODUCTS, Products, Spectral, SpectralConv
+from lipdeploy.taylor import TaylorConv
+from lipdeploy.tiled import TiledConv
 from lipdeploy.training.checkpoint import ModelCard, TrainedModel, save_model
 
 CLASSES = ("ant", "bee", "cow")
+WAYS = tuple(itertools.starmap(Choice, itertools.product(("spectral", "fused"), (1, 2), PRODUCTS)))
+"""All that a spectral operator can be."""
 
 
 def manifest_of(network: FrozenNetwork) -> Manifest:
@@ -85,15 +105,62 @@ def test_the_engine_computes_the_frozen_network(
 
 
 @pytest.mark.parametrize("offset", range(12))
-@pytest.mark.parametrize(("size", "padding"), [(8, "circular"), (9, "circular"), (9, "zero")])
+@pytest.mark.parametrize("pooling", ["max", "projection"])
+@pytest.mark.parametrize("size", [8, 9])
 def test_layers_that_hold_images_in_different_ways_follow_each_other(
-    size: int, padding: str, offset: int
+    size: int, pooling: str, offset: int
 ) -> None:
     """Each layer in another way, so that most pairs of ways meet."""
-    trained = make_network(1, size, padding=padding, head="mlp")
+    trained = make_network(1, size, head="mlp", pooling=pooling)
     ways = [candidates(shape) for shape in layer_shapes(trained)]
     plan = [found[(offset + 5 * place) % len(found)] for place, found in enumerate(ways)]
     check_answers(freeze(trained, plan=plan).stored_as("float32"))
+
+
+def drawn(operator: LinearOperator, *places: int) -> Linear:
+    """An operator with random weights, and a bias, one for each place if asked for."""
+    draw = np.random.default_rng(operator.grid)
+
+    def normal(array: np.ndarray) -> np.ndarray:
+        return draw.normal(size=array.shape) / np.sqrt(4 * array.shape[-1])
+
+    assert isinstance(operator, Convertible)
+    if isinstance(operator, TaylorConv):
+        taps = normal(operator.taps) / 4
+        made: Convertible = replace(operator, taps=taps - taps[::-1].transpose(0, 2, 1))
+    else:
+        made = operator.converted(normal, normal)
+    return Linear(made, draw.normal(size=(*places, made.out_channels)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("first", WAYS, ids=str)
+def test_any_form_follows_images_as_rows(first: Choice, dtype: str) -> None:
+    """Tiles, series and matrices, biases of each place, of weights that are cast or not."""
+    whole, half, tile = (LayerShape(n, 4, 4, 3, "circular") for n in (12, 6, 8))
+    columns = skeleton(tile, Choice("spectral"))
+    assert isinstance(columns, SpectralConv)
+    rows = drawn(skeleton(whole, first), 12, 12)
+    others = (
+        TiledConv(12, 3, columns),
+        skeleton(whole, Choice("taylor")),
+        skeleton(replace(whole, kernel_size=1), Choice("pointwise")),
+        skeleton(whole, Choice("spectral")),
+    )
+    operations: list[Operation] = [
+        Shift((1, 2, 3)),
+        drawn(skeleton(replace(whole, in_channels=3), Choice("spectral"))),
+        *itertools.chain(*((rows, MaxMin(), drawn(other)) for other in others)),
+        SpaceToDepth(),
+        drawn(skeleton(replace(half, in_channels=16, out_channels=16), first), 6, 6),
+        ProjectionPooling(),
+        drawn(skeleton(replace(half, in_channels=8, out_channels=8), first)),
+        ChannelMax(),
+        SpaceToDepth(),
+    ]
+    draw = np.random.default_rng(0)
+    head = LinearHead(draw.normal(size=(3, 144)) / 12, draw.normal(size=3))
+    check_answers(FrozenNetwork(12, tuple(operations), head).stored_as(dtype))
 
 
 @pytest.mark.parametrize("how", ["", "rows", "vectors"])
@@ -111,19 +178,19 @@ def check_answers(network: FrozenNetwork) -> None:
         runtime = OnnxRuntime(data, "cpu")
         for count in (1, 3):
             pixels = random_pixels(count, network.image_size)
-            expected = network.features(pixels)
-            features, logits = runtime.run(pixels.astype(np.float32))
-            np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-4)
-            np.testing.assert_allclose(logits, network.head.logits(expected), rtol=1e-4, atol=1e-4)
+            exact = network.features(pixels)
+            answers = runtime.run(pixels.astype(np.float32))
+            for found, expected in zip(answers, (exact, network.head.logits(exact)), strict=True):
+                limit = 1e-4 * np.abs(expected).max()
+                np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
 
 
 @pytest.mark.parametrize("with_radius", [False, True])
-def test_what_runs_has_no_node_that_does_nothing(
-    frozen_network: FrozenNetwork, *, with_radius: bool
-) -> None:
-    model = build_model(
-        frozen_network, manifest_of(frozen_network), prepared=True, with_radius=with_radius
-    )
+@pytest.mark.parametrize("how", ["", "x2", "rows", "vectors", "x2 vectors"])
+def test_what_runs_has_no_node_that_does_nothing(how: str, *, with_radius: bool) -> None:
+    trained = make_network()
+    network = freeze(trained, plan=plan_of(trained, "auto", how)).stored_as("float32")
+    model = build_model(network, manifest_of(network), prepared=True, with_radius=with_radius)
     outputs = {output.name for output in model.graph.output}
     read = Counter(name for node in model.graph.node for name in node.input)
     assert all(
@@ -144,6 +211,61 @@ def test_blocks_are_multiplied_in_ways_that_exist() -> None:
     assert "rows" not in {choice.products for choice in candidates(large, "spectral")}
     with pytest.raises(ShapeError, match="2046 blocks one by one, at most 512"):
         skeleton(large, Choice("spectral", products="rows"))
+    inner = skeleton(LayerShape(32, 1, 1, 3, "circular"), Choice("spectral", products="vectors"))
+    assert isinstance(inner, SpectralConv)
+    with pytest.raises(ShapeError, match="images are stacked as columns inside"):
+        TiledConv(64, 13, inner)
+
+
+@pytest.mark.parametrize("how", ["rows", "vectors"])
+def test_probes_see_every_product_of_rows(how: str) -> None:
+    trained = make_network(image_size=16, width=8)
+    network = freeze(trained, plan=plan_of(trained, "auto", how)).stored_as("float32")
+    rounding = Rounding.of_graph(FLOAT32, "same-order")
+    manifest = make_manifest(network, CLASSES, {}, {}, {}, rounding)
+    engine = parse_onnx(onnx_bytes(network, manifest), "test")
+    runtime = OnnxRuntime(engine.prepared, "cpu")
+    stored = {t.name for t in onnx.load_model_from_string(engine.prepared).graph.initializer}
+    for batch in (1, 3):
+        operands = list(_operands(engine.prepared, batch))
+        assert all(0 not in operand.shape for operand in operands)
+        blocks = [name for name in stored if "blocks" in name]
+        assert len(operands) >= len(blocks) > (50 if how == "rows" else 5)
+        assert keeps_order(runtime, engine.prepared, batch)
+        assert keeps_precision(runtime, engine.prepared, batch)
+
+
+def test_engines_that_do_not_pack_get_all_blocks_at_once() -> None:
+    large = LayerShape(4, 512, 512, 3, "circular")
+    for options in (
+        ExportOptions(engine="trt", batch=1),
+        ExportOptions(precision="float16", batch=1, accumulation="blocked"),
+    ):
+        (choice,) = make_plan([large], "auto", options.target, CostModel())
+        assert choice.products == "columns"
+
+
+def test_a_graph_has_a_limit() -> None:
+    network = freeze(make_network()).stored_as("float32")
+    count = len(build_model(network, manifest_of(network)).graph.node)
+    build_model(network, manifest_of(network), most_nodes=count)
+    with pytest.raises(ExportError, match=f"a graph of more than {count - 1} nodes; use --form"):
+        build_model(network, manifest_of(network), most_nodes=count - 1)
+
+
+@pytest.mark.parametrize("value", [1, ["rows"], "diagonals", None])
+def test_a_file_with_another_way_to_multiply_is_refused(value: object) -> None:
+    trained = make_network()
+    network = freeze(trained, plan=plan_of(trained, "fused", "rows")).stored_as("float32")
+    model = onnx.load_model_from_string(onnx_bytes(network, manifest_of(network)))
+    (properties,) = model.metadata_props
+    found = json.loads(properties.value)
+    layers = [entry for entry in found["network"]["operations"] if "parameters" in entry]
+    changed = next(entry for entry in layers if entry["parameters"].get("products") == "rows")
+    changed["parameters"]["products"] = value
+    properties.value = json.dumps(found)
+    with pytest.raises(ModelError, match="the network"):
+        parse_onnx(model.SerializeToString(), "test")
 
 
 def test_the_file_is_plain_onnx_with_the_promised_names(engine: Path) -> None:
@@ -330,7 +452,7 @@ def test_an_export_says_where_it_is_and_times_each_stage(tmp_path: Path) -> None
     [
         Choice("pointwise"),
         Choice("dense"),
-        *itertools.starmap(Choice, itertools.product(("spectral", "fused"), (1, 2), PRODUCTS)),
+        *WAYS,
     ],
     ids=str,
 )

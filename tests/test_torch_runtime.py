@@ -353,7 +353,7 @@ def test_other_operators_and_bytes_are_refused() -> None:
 
 def test_wrong_inputs_and_outputs_are_named() -> None:
     runtime, pixels = TorchRuntime(make_engine().prepared, "cpu"), inputs_of(4, 8)
-    with pytest.raises(EngineError, match="no output 'label'; expected features, logits"):
+    with pytest.raises(EngineError, match=r"no output 'label'; expected features, logits$"):
         runtime.outputs(["label"], {"pixels": pixels})
     # As many numbers as two images of the right size.
     for wrong in (

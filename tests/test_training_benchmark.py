@@ -136,9 +136,11 @@ def test_libraries_compute_the_same_thin_products() -> None:
     weights = [draw.standard_normal((3, 8, 8), dtype=np.float32) for _ in range(2)]
     for layout in tool.LAYOUTS:
         x = draw.standard_normal(layout.shape(blocks), dtype=np.float32)
-        expected = sum(w @ x if layout.left else x @ w for w in weights)
+        operands = layout.operands(weights)
+        assert len(operands) == (6 if layout.alone else 2)
+        expected = sum(w @ x if layout.left else x @ w for w in operands)
         for make in tool.LIBRARIES.values():
-            found = make(weights, layout, x)()
+            found = make(operands, layout, x)()
             # The sum, or both products.
             total = (
                 np.sum([np.asarray(part) for part in found], axis=0) if len(found) > 1 else found[0]

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import numpy as np
 from torch import nn
 
 from inference.engines import PLANNED, WITH, CertifiedEngine, open_engine, relative_difference
@@ -187,12 +188,21 @@ def differences_of(
         )
         for name in [*built.series, *built.engines]
     }
+    for name, engine in built.engines.items():
+        check_radii(name, engine, pixels)
     if not differences[SERIES_15] <= TOLERANCE:
         raise WrongOpponentError(
             f"{SERIES_15} differs from float64 by {differences[SERIES_15]:.1e}, expected at most "
             f"{TOLERANCE:.0e}: it is no opponent"
         )
     return differences
+
+
+def check_radii(name: str, engine: CertifiedEngine, pixels: Pixels) -> None:
+    """Raise WrongOpponentError unless the radii that are timed are sound and not just small."""
+    served, host = engine.serve(pixels), engine.radii(engine.answers(pixels)) / 255
+    if not (np.all(served <= host) and np.all(served >= 0.99 * host - 1e-4)):
+        raise WrongOpponentError(f"{name}: radii {served} in the graph, {host} by the host")
 
 
 def functions_of(

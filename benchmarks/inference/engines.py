@@ -22,6 +22,9 @@ from lipdeploy.runtimes.onnx import OnnxRuntime
 PLANNED = "engine, planned, same-order"
 """The engine of `lipdeploy export --accumulation same-order`, what all factors compare."""
 
+DEFAULT = "engine, planned, blocked"
+"""The engine of `lipdeploy export`."""
+
 ACCUMULATIONS = {
     f"engine, planned, {order}": ExportOptions(weights="float32", accumulation=order)
     for order in ("blocked", "same-order", "any-order")

@@ -3,7 +3,7 @@
 import itertools
 
 from inference.cases import Case
-from inference.engines import ACCUMULATIONS, VARIANTS
+from inference.engines import DEFAULT, PLANNED, VARIANTS
 from inference.opponents import DENSE, SERIES_6, SERIES_15
 from inference.peers import PEERS
 from inference.plain import STRIDED, strided_cnn
@@ -37,7 +37,7 @@ CASES = (
 )
 """Of `make bench`; the centre is first, what the others take is predicted from it."""
 
-QUICK = Case("centre", shape(), (1, 8, 64), tuple(ACCUMULATIONS)[:2], seconds=15)
+QUICK = Case("centre", shape(), (1, 8, 64), (DEFAULT, PLANNED), seconds=15)
 """Of `make bench-quick`: the default engine and the one that all factors compare."""
 
 WITH_PEERS = Case("centre", shape(), (1, 8, 64), others={STRIDED: strided_cnn, **PEERS})

@@ -27,7 +27,7 @@ def _over(measured: Measured, slow: str, fast: str) -> float | None:
 
 
 def summary(measured: Mapping[int, Measured]) -> dict[str, object]:
-    """The numbers of the engine with `--accumulation same-order`, and of each accumulation.
+    """The numbers of the engine with `--accumulation same-order`, and of each that was timed.
 
     Speedups count certificates with the engine: its output `radius`. `max_logit_difference` is
     relative to the largest logit; `certificate_share` is what certificates add to the time of
@@ -37,7 +37,7 @@ def summary(measured: Mapping[int, Measured]) -> dict[str, object]:
     at_64 = measured[BATCH]
     work = BATCH * multiplications(at_64.case.architecture)
     rate = work / at_64.timings[PLANNED].median / at_64.machine.multiplications
-    whole, alone = at_64.timings[PLANNED + WITH], at_64.timings[PLANNED]
+    whole = _over(at_64, PLANNED + WITH, PLANNED)
     each = {
         options.accumulation: speedups(measured, name)
         for name, options in ACCUMULATIONS.items()
@@ -46,7 +46,7 @@ def summary(measured: Mapping[int, Measured]) -> dict[str, object]:
     return {
         **speedups(measured, PLANNED),
         "max_logit_difference": max(one.differences[PLANNED] for one in measured.values()),
-        "certificate_share": float(f"{whole.over(alone) - 1:.3g}"),
+        "certificate_share": None if whole is None else round(whole - 1, 3),
         "matmul_fraction_batch64": float(f"{rate:.3g}"),
         "vs_plain_cnn_batch64": _over(at_64, PLAIN, PLANNED + WITH),
         "vs_strided_cnn_batch64": _over(at_64, STRIDED, PLANNED + WITH),
