@@ -18,7 +18,7 @@ from inference.results import Results, describe_machine, notes_of, rows_of, skip
 from lipdeploy.report.console import print_json
 
 RESULTS = Path(__file__).parents[1] / "results"
-MEMORY = 12 << 30
+MEMORY = 18 << 30
 """Bytes that one case may take."""
 
 CASE_SECONDS = 1500
