@@ -64,6 +64,7 @@ def _linear(layer: Linear, norm_upper: float) -> dict[str, Any]:
     return {
         "kind": layer.kind,
         "form": operator.form,
+        "parameters": operator.parameters(),
         "grid": operator.grid,
         "in_channels": operator.in_channels,
         "out_channels": operator.out_channels,

@@ -17,6 +17,7 @@ from lipdeploy.cli import app, entry
 from lipdeploy.decimals import float_lower, in_255ths, lower, upper
 from lipdeploy.errors import UsageError
 from lipdeploy.report.console import visible
+from lipdeploy.report.inspection import _form
 
 Cli = Callable[..., tuple[int, str, str]]
 COMMANDS = get_command(app).commands
@@ -227,6 +228,20 @@ def test_an_engine_is_described_with_its_layers_and_bounds(run_cli: Cli, source:
     assert {layer["form"] for layer in linear} == {"spectral", "fused", "pointwise"}
     rows = [line.split() for line in output.splitlines() if line.startswith("linear  ")]
     assert [row[1] for row in rows] == [layer["form"] for layer in linear]
+    assert {"copies": 1} in [layer["parameters"] for layer in linear]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "shown"),
+    [
+        ({"copies": 1}, "fused"),
+        ({"copies": 1, "products": "rows"}, "fused rows"),
+        ({"copies": 2, "products": "vectors"}, "fused x2 vectors"),
+        ({}, "fused"),
+    ],
+)
+def test_inspect_shows_how_blocks_are_multiplied(parameters: dict[str, object], shown: str) -> None:
+    assert " ".join(_form({"form": "fused", "parameters": parameters})) == shown
 
 
 def test_a_model_and_a_checkpoint_are_described(

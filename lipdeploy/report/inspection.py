@@ -1,5 +1,6 @@
 """What is in a file, for people."""
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +31,16 @@ def _shown(name: str, value: Any) -> str:  # noqa: ANN401
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def _form(operation: dict[str, Any]) -> Iterator[str]:
+    """The form of a layer, and how its blocks are multiplied, as in a plan."""
+    yield operation.get("form", "")
+    parameters = operation.get("parameters", {})
+    if parameters.get("copies", 1) > 1:
+        yield f"x{parameters['copies']}"
+    if "products" in parameters:
+        yield parameters["products"]
+
+
 def _write_operations(operations: list[dict[str, Any]]) -> None:
     table = plain_table(*ENGINE_COLUMNS)
     for operation in operations:
@@ -41,7 +52,7 @@ def _write_operations(operations: list[dict[str, Any]]) -> None:
         norm = operation.get("norm_upper")
         table.add_row(
             cell(operation["kind"]),
-            operation.get("form", ""),
+            " ".join(_form(operation)),
             str(operation.get("grid", "")),
             channels,
             ", ".join(operation.get("stored_as", ())),
