@@ -27,8 +27,8 @@ Products = Literal["columns", "rows", "vectors"]
 
 - columns: all blocks at once, from the left; images are the columns of the other side.
 - rows: block by block, from the right; images are rows. Engines pack a matrix that stands there
-  when they load it and read it as fast as memory gives it, even for one image; each block costs
-  the start of a product.
+  when they load it, and a stack of them never: the fastest for few images; each block costs the
+  start of a product.
 - vectors: all blocks at once, from the left, each image by itself: for one image and small blocks.
 """
 PRODUCTS: tuple[Products, ...] = get_args(Products)

@@ -29,8 +29,8 @@ class OnnxRuntime:
         data: bytes of an ONNX model.
         device: "cpu", "cuda", or "auto": CUDA where it can run, else the CPU.
         arithmetic: that of the model's body, see `lipdeploy.arithmetic.ARITHMETICS`.
-        hint: with "latency" threads spin while they wait for the next node, a sixth faster for one
-            image; with "throughput" they leave the cores to those who decode and certify meanwhile.
+        hint: with "latency" threads spin while they wait for the next node, so that none has to be
+            woken; with "throughput" they leave the cores to those who decode and certify meanwhile.
 
     Attributes:
         device: "cpu" or "cuda", where it runs.
