@@ -97,13 +97,16 @@ certify-timing: $(VENV)/.demo
 freeze-timing: $(VENV)/.test
 	$(BIN)/python benchmarks/freeze_times.py $(SHAPES)
 
+# Weights in huge pages, for all that a benchmark compares; see docs/engines.md.
+HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
 # The engines beside PyTorch, a plain CNN and themselves: one network, one run. On an idle machine.
 bench: $(VENV)/.test
-	PYTHONPATH=benchmarks $(BIN)/python -m inference
+	$(HUGE_PAGES) PYTHONPATH=benchmarks $(BIN)/python -m inference
 
 # The centre alone; the last line is one JSON object.
 bench-quick: $(VENV)/.test
-	PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
+	$(HUGE_PAGES) PYTHONPATH=benchmarks $(BIN)/python -m inference --quick
 
 # What limits an engine with one image: libraries' products of the weights with one vector.
 thin-products: $(VENV)/.test
@@ -147,7 +150,7 @@ bench-peers:
 	rm -rf build/peers && mkdir -p build && $(PYTHON) -m venv build/peers
 	build/peers/bin/pip install --quiet $(CONSTRAIN) --editable '.[onnx,train,plot]'
 	build/peers/bin/pip install --quiet $(CONSTRAIN) orthogonium==0.0.4 deel-torchlip==1.0.5
-	PYTHONPATH=benchmarks build/peers/bin/python -m inference --peers
+	$(HUGE_PAGES) PYTHONPATH=benchmarks build/peers/bin/python -m inference --peers
 
 # On a machine with an NVIDIA GPU.
 bench-gpu:

@@ -21,6 +21,7 @@ class Machine:
         products: multiplications and additions a second of a large float32 matrix product.
         narrow: columns of a product at which half of that is reached.
         panel: columns that are worked on at a time: fewer, but for one, take as long.
+        rows: multiplications and additions of one row at a time with a stack on the right.
         short: length of sums at which half of that is reached.
         weights: bytes a second of weights in stacks, read from memory.
         packed: of a single matrix on the right, which the engine packs when it loads it.
@@ -31,6 +32,7 @@ class Machine:
     products: float = 90e9
     narrow: float = 10.0
     panel: int = 16
+    rows: float = 9e9
     short: float = 12.0
     weights: float = 21e9
     packed: float = 27e9
@@ -84,8 +86,10 @@ def _product_seconds(left: Shape, right: Shape, out: Shape, machine: Machine) ->
     # A product with one column is another algorithm than one with some.
     if 1 < columns < machine.panel:
         return _product_seconds(left, right, (*out[:-1], machine.panel), machine)
-    efficiency = columns / (columns + machine.narrow) * left[-1] / (left[-1] + machine.short)
-    return math.prod(out) * left[-1] / (machine.products * efficiency)
+    rate = machine.products * columns / (columns + machine.narrow)
+    if len(right) > 2 and out[-2] == 1:
+        rate = machine.rows
+    return math.prod(out) * (left[-1] + machine.short) / rate
 
 
 def _moved(

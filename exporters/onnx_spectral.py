@@ -126,9 +126,7 @@ class _Spectral:
         """Rows (count, rows, n) times blocks (count, m, n), (count, rows, m)."""
         graph, (count, m, n) = self.graph, blocks.value.shape
         if self.products == "vectors":
-            vectors = graph.reshape(x, count, -1, n, 1)
-            y = graph.product_from_left(graph.reshaped(blocks, count, 1, m, n), vectors)
-            return graph.reshape(y, count, -1, m)
+            return graph.reshape(self._products_of_vectors(x, blocks), count, -1, m)
         turned = graph.turned(blocks, 0, 2, 1)
         matrices = [
             graph.reshaped(graph.part(turned, 0, slice(index, index + 1)), n, m)
@@ -137,6 +135,15 @@ class _Spectral:
         rows = graph.split(x, 0, [1] * count) if count > 1 else [x]
         products = [graph.product(*pair, axis=-1) for pair in zip(rows, matrices, strict=True)]
         return graph.concatenate(products, axis=0)
+
+    def _products_of_vectors(self, x: str, blocks: Weight) -> str:
+        graph, (count, m, n) = self.graph, blocks.value.shape
+        if graph.block is not None and n > graph.block:
+            # Short sums of a long row are slower from the right.
+            vectors = graph.reshape(x, count, -1, n, 1)
+            return graph.product_from_left(graph.reshaped(blocks, count, 1, m, n), vectors)
+        turned = graph.reshaped(graph.turned(blocks, 0, 2, 1), count, 1, n, m)
+        return graph.product(graph.reshape(x, count, -1, 1, n), turned, axis=-1)
 
     def _embedding(self, blocks: Weight) -> Weight:
         """(count, 2, m, n) as `lipdeploy.spectral.embeddings`, (count, 2 m, 2 n)."""

@@ -19,6 +19,10 @@ from lipdeploy.installed import Item, check_package
 from lipdeploy.probing import ProbeError, ask, output_of
 from lipdeploy.versions import has_nvidia_tools
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+ASK_FOR_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""What asks for them, in the variable GLIBC_TUNABLES, since glibc 2.35."""
+
 LITTLE_ROOM = 1 << 30
 """Bytes; less free space is worth a note."""
 
@@ -51,6 +55,7 @@ def examine() -> Iterator[Item]:
         partial(check_package, installed.PYARROW),
         check_folders,
         check_machine,
+        check_huge_pages,
         check_bundled_model,
     )
     with ThreadPoolExecutor(max_workers=max(2, _cores())) as pool:
@@ -118,6 +123,22 @@ def check_machine() -> list[Item]:
     memory = _memory()
     size = f", {memory / 2**30:.1f} GiB of memory" if memory else ""
     return [Item("machine", "ok", f"{_cores()} cores{size}")]
+
+
+def check_huge_pages() -> list[Item]:
+    """Whether weights may lie in huge pages of memory; nothing where the kernel has none."""
+    try:
+        setting = HUGE_PAGES.read_text()
+    except OSError:
+        return []
+    is_asked_for = ASK_FOR_HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", "")
+    if "[always]" in setting or ("[madvise]" in setting and is_asked_for):
+        return [Item("huge pages", "ok", "always" if "[always]" in setting else "asked for")]
+    advice = f"export GLIBC_TUNABLES={ASK_FOR_HUGE_PAGES} reads weights faster (single images)"
+    if "[madvise]" in setting:
+        return [Item("huge pages", "note", "only where asked for", advice)]
+    allow = f"echo madvise | sudo tee {HUGE_PAGES}"
+    return [Item("huge pages", "note", "forbidden by the kernel", f"{allow}; then {advice}")]
 
 
 def _cores() -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lipdeploy import doctor, installed, probing
+from lipdeploy.doctor import check_huge_pages
 from lipdeploy.errors import EngineError
 from lipdeploy.installed import Item, check_onnxruntime, check_package
 from lipdeploy.probing import ProbeError, ask, output_of
@@ -172,6 +173,35 @@ def test_cuda_that_is_listed_need_not_run(
     library, on_cpu, on_cuda = check_onnxruntime()
     assert (library.state, on_cpu.state, on_cuda.state) == ("ok", "ok", state)
     assert on_cuda.found == "listed, but does not run: libcublas.so.9: not found"
+
+
+@pytest.mark.parametrize(
+    ("setting", "tunables", "state", "found"),
+    [
+        ("[always] madvise never", "", "ok", "always"),
+        ("always [madvise] never", "glibc.malloc.check=1:glibc.malloc.hugetlb=1", "ok", "asked"),
+        ("always [madvise] never", "", "note", "only where asked for"),
+        ("always madvise [never]", "glibc.malloc.hugetlb=1", "note", "forbidden by the kernel"),
+    ],
+)
+def test_huge_pages_are_asked_for_and_allowed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    setting: str,
+    tunables: str,
+    state: str,
+    found: str,
+) -> None:
+    kernel = tmp_path / "enabled"
+    kernel.write_text(f"{setting}\n")
+    monkeypatch.setattr("lipdeploy.doctor.HUGE_PAGES", kernel)
+    monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    (item,) = check_huge_pages()
+    assert (item.state, item.found[: len(found)]) == (state, found)
+    advice = "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+    assert state == "ok" or advice in str(item.advice)
+    kernel.unlink()
+    assert check_huge_pages() == []
 
 
 def test_without_a_log_the_error_says_why_cuda_does_not_run(environment: Environment) -> None:

@@ -51,6 +51,13 @@ def test_few_images_multiply_large_blocks_one_by_one(batch: int, *, rows: bool) 
     assert (choice.products == "rows") == rows
 
 
+def test_one_image_multiplies_small_blocks_by_itself() -> None:
+    small = LayerShape(16, 128, 128, 3, "circular", cells=True, cut=True)
+    target = Target(1, Rounding.of_graph(FLOAT32, "same-order"))
+    (choice,) = make_plan([small], "auto", target, CostModel())
+    assert choice == Choice("spectral", products="vectors")
+
+
 def test_costs_grow_with_the_batch_and_with_slower_machines() -> None:
     choice = Choice("fused")
     small, large = (CostModel()(SHAPE, choice, Target(batch)) for batch in (1, 64))

@@ -184,6 +184,18 @@ def test_probes_see_every_product_of_rows(how: str) -> None:
         assert keeps_precision(runtime, engine.prepared, batch)
 
 
+@pytest.mark.parametrize(("block", "side"), [(None, 1), (8, 1), (4, 0)])
+def test_single_images_stand_left_of_blocks_unless_sums_are_cut(
+    block: int | None, side: int
+) -> None:
+    graph, shape = GraphBuilder(block, prepared=True), LayerShape(4, 8, 8, 3, "circular")
+    operator = skeleton(shape, Choice("fused", products="vectors"))
+    emit_operator(operator, graph, Grid(("x",), 4, 8, rows=True), "layer", Wanted())
+    products = [node for node in graph.nodes if node.op_type == "MatMul"]
+    sides = {i for node in products for i, name in enumerate(node.input) if "blocks" in name}
+    assert sides == {side}
+
+
 def test_engines_that_do_not_pack_get_all_blocks_at_once() -> None:
     large = LayerShape(4, 512, 512, 3, "circular")
     for options in (
