@@ -93,12 +93,12 @@ timing: $(VENV)/.demo
 certify-timing: $(VENV)/.demo
 	$(BIN)/python benchmarks/certify_times.py $(MODEL) $(DATA)
 
+# Weights in huge pages, for all that a benchmark compares; see docs/engines.md.
+HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
 # Times and memory of an export, exponentials, proofs and emission apart: SHAPES="5x32 15x32".
 freeze-timing: $(VENV)/.test
 	$(BIN)/python benchmarks/freeze_times.py $(SHAPES)
-
-# Weights in huge pages, for all that a benchmark compares; see docs/engines.md.
-HUGE_PAGES = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 # The engines beside PyTorch, a plain CNN and themselves: one network, one run. On an idle machine.
 bench: $(VENV)/.test
@@ -110,7 +110,7 @@ bench-quick: $(VENV)/.test
 
 # What limits an engine with one image: libraries' products of the weights with one vector.
 thin-products: $(VENV)/.test
-	PYTHONPATH=benchmarks $(BIN)/python benchmarks/thin_products.py
+	$(HUGE_PAGES) PYTHONPATH=benchmarks $(BIN)/python benchmarks/thin_products.py
 
 # A training step beside the paper's, and what both reach; on an idle machine.
 bench-train: $(VENV)/.test

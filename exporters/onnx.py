@@ -162,7 +162,7 @@ def emit(
 def _(operation: frozen.Shift, graph: GraphBuilder, x: Grid, prefix: str, wanted: Wanted) -> Grid:
     colour = np.array(operation.colour, dtype=np.float32).reshape(3, 1)
     if x.rows:
-        # For one image a number for each pixel is faster than three that are broadcast.
+        # For one image a constant as large as it is faster than three numbers that are broadcast.
         colour = np.broadcast_to(colour.T, (x.side, x.side, 1, 3))
     shifted = graph.node("Sub", *x.pieces, graph.constant("shift", colour))
     return replace(x, pieces=(shifted,))

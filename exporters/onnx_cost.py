@@ -21,8 +21,8 @@ class Machine:
         products: multiplications and additions a second of a large float32 matrix product.
         narrow: columns of a product at which half of that is reached.
         panel: columns that are worked on at a time: fewer, but for one, take as long.
-        rows: multiplications and additions of one row at a time with a stack on the right.
-        short: length of sums at which half of that is reached.
+        rows: multiplications and additions a second where one row at a time meets a stack.
+        short: length of sums at which half of either is reached.
         weights: bytes a second of weights in stacks, read from memory.
         packed: of a single matrix on the right, which the engine packs when it loads it.
         values: bytes a second of everything else, read and written.
@@ -86,9 +86,8 @@ def _product_seconds(left: Shape, right: Shape, out: Shape, machine: Machine) ->
     # A product with one column is another algorithm than one with some.
     if 1 < columns < machine.panel:
         return _product_seconds(left, right, (*out[:-1], machine.panel), machine)
-    rate = machine.products * columns / (columns + machine.narrow)
-    if len(right) > 2 and out[-2] == 1:
-        rate = machine.rows
+    is_row = len(right) > 2 and out[-2] == 1
+    rate = machine.rows if is_row else machine.products * columns / (columns + machine.narrow)
     return math.prod(out) * (left[-1] + machine.short) / rate
 
 

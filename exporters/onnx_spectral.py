@@ -4,8 +4,8 @@ Products with blocks and transforms come from the left, on values of shape (...,
 so that the only copy is one transposition where channels come in parts; weights, the larger
 operand, are read once and never rearranged by an engine.
 
-Layers for few images hold them as rows, (..., batch, channels), and may multiply blocks from the
-right, one by one; see `lipdeploy.spectral.Products`.
+Layers for few images hold them as rows, (..., batch, channels), and multiply blocks from the right,
+one by one, or all at once by one image at a time; see `lipdeploy.spectral.Products`.
 """
 
 from dataclasses import replace
@@ -137,9 +137,10 @@ class _Spectral:
         return graph.concatenate(products, axis=0)
 
     def _products_of_vectors(self, x: str, blocks: Weight) -> str:
+        """As `_products_of_rows`, (count, rows, 1, m) or (count, rows, m, 1)."""
         graph, (count, m, n) = self.graph, blocks.value.shape
         if graph.block is not None and n > graph.block:
-            # Short sums of a long row are slower from the right.
+            # Pieces of a long sum are added faster from the left, where each is one run of numbers.
             vectors = graph.reshape(x, count, -1, n, 1)
             return graph.product_from_left(graph.reshaped(blocks, count, 1, m, n), vectors)
         turned = graph.reshaped(graph.turned(blocks, 0, 2, 1), count, 1, n, m)

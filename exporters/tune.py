@@ -1,5 +1,6 @@
 """Measuring candidates on this machine, once: `lipdeploy export --tune`."""
 
+import hashlib
 import json
 import os
 import platform
@@ -46,7 +47,8 @@ class Tuner:
 
     def __call__(self, shape: LayerShape, choice: Choice, target: Target) -> float:
         """Median seconds for a batch."""
-        key = f"{_machine()} {hint_for(target.batch)} {shape} {choice} {target}"
+        what = f"{shape} {choice} {target} {_nodes(shape, choice, target)}"
+        key = f"{_machine()} {hint_for(target.batch)} {what}"
         if key not in self._known:
             channels = f"{shape.in_channels} to {shape.out_channels} channels"
             self._announce(f"tune: {shape.grid} x {shape.grid}, {channels}, {choice}")
@@ -73,6 +75,12 @@ def _machine() -> str:
     """What a measurement depends on besides the layer."""
     engine = installed_version("onnxruntime") or installed_version("onnxruntime-gpu")
     return f"{platform.node()} {platform.machine()} x{os.cpu_count()} onnxruntime {engine}"
+
+
+def _nodes(shape: LayerShape, choice: Choice, target: Target) -> str:
+    """A hash of the nodes of a layer, which another version of lipdeploy may emit otherwise."""
+    nodes = layer_graph(shape, choice, target).graph.node
+    return hashlib.sha256(b"".join(node.SerializeToString() for node in nodes)).hexdigest()
 
 
 def _measure(shape: LayerShape, choice: Choice, target: Target) -> float:

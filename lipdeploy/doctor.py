@@ -20,8 +20,10 @@ from lipdeploy.probing import ProbeError, ask, output_of
 from lipdeploy.versions import has_nvidia_tools
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-ASK_FOR_HUGE_PAGES = "glibc.malloc.hugetlb=1"
-"""What asks for them, in the variable GLIBC_TUNABLES, since glibc 2.35."""
+"""Who gets huge pages of memory, by the kernel."""
+
+ASK_FOR_HUGE_PAGES, CAN_ASK = "glibc.malloc.hugetlb", (2, 35)
+"""What asks for them, in the variable GLIBC_TUNABLES, and the first glibc that knows it."""
 
 LITTLE_ROOM = 1 << 30
 """Bytes; less free space is worth a note."""
@@ -126,19 +128,29 @@ def check_machine() -> list[Item]:
 
 
 def check_huge_pages() -> list[Item]:
-    """Whether weights may lie in huge pages of memory; nothing where the kernel has none."""
+    """Whether weights may lie in huge pages of memory; nothing where nobody can ask for them."""
     try:
         setting = HUGE_PAGES.read_text()
     except OSError:
         return []
-    is_asked_for = ASK_FOR_HUGE_PAGES in os.environ.get("GLIBC_TUNABLES", "")
-    if "[always]" in setting or ("[madvise]" in setting and is_asked_for):
-        return [Item("huge pages", "ok", "always" if "[always]" in setting else "asked for")]
-    advice = f"export GLIBC_TUNABLES={ASK_FOR_HUGE_PAGES} reads weights faster (single images)"
-    if "[madvise]" in setting:
-        return [Item("huge pages", "note", "only where asked for", advice)]
-    allow = f"echo madvise | sudo tee {HUGE_PAGES}"
-    return [Item("huge pages", "note", "forbidden by the kernel", f"{allow}; then {advice}")]
+    if "[always]" in setting:
+        return [Item("huge pages", "ok", "always")]
+    library, version = platform.libc_ver()
+    if library != "glibc" or tuple(map(int, version.split("."))) < CAN_ASK:
+        return []
+    advice = f"export GLIBC_TUNABLES={ASK_FOR_HUGE_PAGES}=1 reads weights faster (single images)"
+    if "[madvise]" not in setting:
+        allow = f"echo madvise | sudo tee {HUGE_PAGES}"
+        return [Item("huge pages", "note", "forbidden by the kernel", f"{allow}; then {advice}")]
+    if _tunables().get(ASK_FOR_HUGE_PAGES, "0") != "0":
+        return [Item("huge pages", "ok", "asked for")]
+    return [Item("huge pages", "note", "only where asked for", advice)]
+
+
+def _tunables() -> dict[str, str]:
+    """The settings of glibc that the environment holds, by name."""
+    entries = os.environ.get("GLIBC_TUNABLES", "").split(":")
+    return {name: value for name, _, value in (entry.partition("=") for entry in entries)}
 
 
 def _cores() -> int:

@@ -43,10 +43,12 @@ def tiny() -> Iterator[dict[int, cases.Measured]]:
 
 
 @pytest.mark.parametrize("padding", ["circular", "zero"])
-@pytest.mark.parametrize("size", [8, 11])
+@pytest.mark.parametrize(("size", "head"), [(8, "lln"), (11, "lln"), (8, "mlp")])
 @pytest.mark.parametrize("name", [SERIES_15, SERIES_6, DENSE])
-def test_opponents_compute_the_frozen_network(name: str, size: int, padding: str) -> None:
-    network = make_network(image_size=size, depth=10, padding=padding, head="lln")
+def test_opponents_compute_the_frozen_network(
+    name: str, size: int, head: str, padding: str
+) -> None:
+    network = make_network(image_size=size, depth=10, padding=padding, head=head)
     if name == DENSE and padding == "zero":
         with pytest.raises(ValueError, match="another function"):
             MODULES[name](network)
@@ -71,8 +73,8 @@ def test_a_dense_kernel_leaves_little_out_on_a_grid_larger_than_itself() -> None
 
 
 def test_other_heads_are_refused() -> None:
-    with pytest.raises(TypeError, match="expected lln"):
-        MODULES[SERIES_15](make_network(head="mlp"))
+    with pytest.raises(TypeError, match="expected lln or mlp"):
+        MODULES[SERIES_15](make_network(head="linear"))
 
 
 def test_a_plain_cnn_is_the_same_in_every_way_and_has_the_grids_of_the_network() -> None:

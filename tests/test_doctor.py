@@ -179,7 +179,8 @@ def test_cuda_that_is_listed_need_not_run(
     ("setting", "tunables", "state", "found"),
     [
         ("[always] madvise never", "", "ok", "always"),
-        ("always [madvise] never", "glibc.malloc.check=1:glibc.malloc.hugetlb=1", "ok", "asked"),
+        ("always [madvise] never", "other:glibc.malloc.check=1:glibc.malloc.hugetlb=2", "ok", "as"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "note", "only where asked for"),
         ("always [madvise] never", "", "note", "only where asked for"),
         ("always madvise [never]", "glibc.malloc.hugetlb=1", "note", "forbidden by the kernel"),
     ],
@@ -196,10 +197,14 @@ def test_huge_pages_are_asked_for_and_allowed(
     kernel.write_text(f"{setting}\n")
     monkeypatch.setattr("lipdeploy.doctor.HUGE_PAGES", kernel)
     monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr("platform.libc_ver", lambda: ("glibc", "2.36"))
     (item,) = check_huge_pages()
     assert (item.state, item.found[: len(found)]) == (state, found)
     advice = "export GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
     assert state == "ok" or advice in str(item.advice)
+    for library in (("glibc", "2.31"), ("", "")):
+        monkeypatch.setattr("platform.libc_ver", lambda found=library: found)
+        assert bool(check_huge_pages()) == (found == "always")
     kernel.unlink()
     assert check_huge_pages() == []
 

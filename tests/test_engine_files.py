@@ -209,6 +209,7 @@ def test_inspect_shows_what_it_was_built_with(built: Path, run_cli: Cli) -> None
     facts = json.loads(out)
     assert status == 0
     assert facts["kind"] == "engine (OpenVINO)"
+    assert facts["guarantee"] == "network"
     assert facts["build"]["versions"]["openvino"] == openvino.__version__
 
 

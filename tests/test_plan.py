@@ -13,6 +13,7 @@ from lipdeploy.errors import ExportError
 from lipdeploy.exporters import tune
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx_cost import CostModel, Machine
+from lipdeploy.exporters.onnx_layer import layer_graph
 from lipdeploy.exporters.plan import Choice, LayerShape, Target, candidates, make_plan
 from lipdeploy.exporters.planned import longest_sums, planned_layers, rounding_loss, within_loss
 from lipdeploy.exporters.tune import Tuner
@@ -85,6 +86,11 @@ def test_what_was_measured_is_remembered(tmp_path: Path, monkeypatch: pytest.Mon
     assert again(SHAPE, Choice("fused"), Target(2)) == seconds
     assert (first.measured, again.measured) == (1, 0)
     assert again(SHAPE, Choice("fused"), Target(3)) > 0
+    other = layer_graph(SHAPE, Choice("spectral"), Target(2))
+    with monkeypatch.context() as changed:
+        changed.setattr(tune, "layer_graph", lambda *_: other)
+        assert again(SHAPE, Choice("fused"), Target(2)) > 0
+    assert again.measured == 2
     closed = tmp_path / "file"
     closed.write_text("")
     heard: list[str] = []

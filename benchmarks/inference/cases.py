@@ -72,8 +72,10 @@ class Case:
     def label(self) -> str:
         """The shapes, for people."""
         shape = self.architecture
-        padding = "" if shape.padding == "circular" else f", {shape.padding} padding"
-        return f"LipConvNet-{shape.depth}, width {shape.width}, {shape.image_size} px{padding}"
+        label = f"LipConvNet-{shape.depth}, width {shape.width}, {shape.image_size} px"
+        if shape.padding != "circular":
+            label += f", {shape.padding} padding"
+        return label if shape.head == "lln" else f"{label}, {shape.head} head"
 
 
 @dataclass(frozen=True)

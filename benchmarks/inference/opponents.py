@@ -18,7 +18,7 @@ from torch.nn import functional
 from inference.networks import kernel_of
 from inference.timing import fastest
 from lipdeploy.training.activations import ChannelMax, MaxMin, SpaceToDepth
-from lipdeploy.training.heads import NormalizedHead
+from lipdeploy.training.heads import MlpHead, NormalizedHead
 from lipdeploy.training.lipconvnet import INPUT_GAIN, LipConvNet
 from lipdeploy.training.soc import SkewOrthogonalConvolution
 
@@ -137,24 +137,19 @@ class TorchNetwork(nn.Module):
     """A LipConvNet as an ordinary network (batch, channels, n, n) with prepared kernels.
 
     Args:
-        network: with an "lln" head.
+        network: with an "lln" or an "mlp" head.
         convolution: makes the opponent's layer of a skew orthogonal convolution.
     """
 
     mean: Tensor
-    weight: Tensor
-    bias: Tensor
 
     @torch.no_grad()
     def __init__(
         self, network: LipConvNet, convolution: Callable[[SkewOrthogonalConvolution], nn.Module]
     ) -> None:
         super().__init__()
-        if not isinstance(network.head, NormalizedHead):
-            raise TypeError(f"a head of type {type(network.head).__name__}, expected lln")
         self.register_buffer("mean", network.mean[:, None, None])
-        self.register_buffer("weight", network.head.matrix())
-        self.register_buffer("bias", network.head.linear.bias)
+        self.head = prepared_head(network.head)
         self.body = nn.Sequential(*(self._layer(module, convolution) for module in network.body))
         self.requires_grad_(False)
 
@@ -173,7 +168,26 @@ class TorchNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels (batch, 3, n, n), 0 ... 255, to logits."""
         features = self.body((pixels - self.mean) * (INPUT_GAIN / 255)).flatten(1)
-        return functional.linear(features, self.weight, self.bias)
+        logits: Tensor = self.head(features)
+        return logits
+
+
+def prepared_head(head: nn.Module) -> nn.Module:
+    """A head as ordinary layers: no weight is normalised or orthogonalised any more."""
+    if isinstance(head, NormalizedHead):
+        return prepared_linear(head.matrix(), head.linear.bias)
+    if isinstance(head, MlpHead):
+        hidden = prepared_linear(head.hidden.weight, head.hidden.bias)
+        return nn.Sequential(hidden, nn.Softplus(), prepared_head(head.output))
+    raise TypeError(f"a head of type {type(head).__name__}, expected lln or mlp")
+
+
+def prepared_linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    """A layer with these weights."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return layer
 
 
 SERIES_15, SERIES_6, DENSE = "PyTorch, 15 terms", "PyTorch, 6 terms", "PyTorch, dense 11x11"

@@ -34,6 +34,7 @@ CASES = (
     Case("image size", shape(image_size=224), (64,)),
     Case("224 px, narrow", shape(image_size=224, width=8), (64,)),
     Case("padding", Architecture(32, 10, width=32, padding="zero"), (64,), build_seconds=900),
+    Case("head", Architecture(32, 10, width=32, head="mlp"), (64,)),
 )
 """Of `make bench`; the centre is first, what the others take is predicted from it."""
 

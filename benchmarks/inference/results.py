@@ -111,7 +111,7 @@ def describe_machine() -> dict[str, str | int]:
         "processor": processor(),
         "cpus": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
-        "allocator": os.environ.get("GLIBC_TUNABLES", "as it is"),
+        "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "not set"),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
