@@ -16,7 +16,16 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from inference.cases import Built, Case, Measured, build, differences_of, functions_of, model_of
+from inference.cases import (
+    Built,
+    Case,
+    Measured,
+    build,
+    certificate_share,
+    differences_of,
+    functions_of,
+    model_of,
+)
 from inference.engines import ACCUMULATIONS, CertifiedEngine
 from inference.networks import ABOUT_WEIGHTS, pixels_of
 from inference.opponents import DENSE, SERIES_6, SERIES_15, Opponent, fastest_of, torch_opponents
@@ -152,7 +161,8 @@ def measure(built: Built, model: Path, batch: int) -> Measured:
     functions = gpu_functions() | functions_of(built, opponents, pixels)
     timings, skipped = interleave(functions, CASE.seconds)
     machine = Machine.of(timings, SIDE)
-    return Measured(CASE, pixels, opponents, timings, machine, differences, skipped)
+    share = certificate_share(built, functions)
+    return Measured(CASE, pixels, opponents, timings, machine, differences, share, skipped)
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 from inference import cases, plan, quick, timing
-from inference.engines import PLANNED, VARIANTS, WITH
+from inference.engines import PLANNED, VARIANTS
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
 from inference.plain import exported_opponents, plain_cnn, shapes
@@ -36,6 +37,7 @@ def tiny() -> Iterator[dict[int, cases.Measured]]:
     case = replace(plan.QUICK, architecture=TINY, seconds=0.2)
     with pytest.MonkeyPatch.context() as patch, cases.model_of(case) as model:
         patch.setattr(timing, "TURN", 0.001)
+        patch.setattr(timing, "PAIR_SECONDS", 0.1)
         yield {
             batch: cases.measure(case, cases.build(case, model, batch), model, batch)
             for batch in case.batches
@@ -128,8 +130,7 @@ def test_the_quick_benchmark_says_all_that_it_promises(tiny: dict[int, cases.Mea
     assert found["max_logit_difference"] < 1e-5
     # What certificates add can be less than the noise.
     assert all(found[name] > 0 for name in others - {"certificate_share"})
-    whole, alone = (tiny[64].timings[PLANNED + end] for end in (WITH, ""))
-    assert found["certificate_share"] == pytest.approx(whole.over(alone) - 1, abs=0.01)
+    assert found["certificate_share"] == pytest.approx(tiny[64].certificate_share, abs=0.001)
 
 
 def test_every_row_is_printed_and_kept(
@@ -191,6 +192,12 @@ def test_rounds_hit_all_functions_alike_and_slow_ones_are_left_out() -> None:
     assert rounds == (["a", "b", "b", "a"] * len(rounds))[: len(rounds)]
     assert timings["b"].over(timings["a"]) == pytest.approx(2, rel=0.5)
     assert len(timings["a"].rounds) >= 5
+
+
+def test_what_a_function_takes_beyond_another_is_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "PAIR_SECONDS", 0.3)
+    share = timing.share_added(partial(time.sleep, 0.02), partial(time.sleep, 0.03))
+    assert share == pytest.approx(0.5, abs=0.2)
 
 
 def test_a_timing_has_a_median_and_quartiles() -> None:

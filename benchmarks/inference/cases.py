@@ -23,7 +23,7 @@ from inference.opponents import (
     torch_opponents,
 )
 from inference.plain import PLAIN, STRIDED, exported_opponents, plain_cnn, strided_cnn
-from inference.timing import Machine, Timing, cpu_functions, interleave
+from inference.timing import Machine, Timing, cpu_functions, interleave, share_added
 from lipdeploy.exporters.stages import Stage
 from lipdeploy.report.console import print_note
 from lipdeploy.training.architecture import Architecture
@@ -108,6 +108,7 @@ class Measured:
         timings: by name, of opponents, engines with certificates, and the certificate alone.
         machine: what the machine can do, measured in the same rounds.
         differences: largest difference of logits from float64, relative to the largest logit.
+        certificate_share: what certificates add to the time of `PLANNED`, or of the first engine.
         skipped: why others were not timed.
     """
 
@@ -117,6 +118,7 @@ class Measured:
     timings: dict[str, Timing]
     machine: Machine
     differences: dict[str, float]
+    certificate_share: float
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -216,8 +218,19 @@ def functions_of(
     }
     for name, engine in built.engines.items():
         functions[name + WITH] = partial(engine.serve, pixels)
-    planned = built.engines.get(PLANNED) or next(iter(built.engines.values()))
+    planned = built.engines[planned_of(built)]
     return functions | {CERTIFICATE: partial(planned.radii, planned.answers(pixels))}
+
+
+def planned_of(built: Built) -> str:
+    """Name of the engine that stands for all: `PLANNED`, or the first."""
+    return PLANNED if PLANNED in built.engines else next(iter(built.engines))
+
+
+def certificate_share(built: Built, functions: Mapping[str, Callable[[], object]]) -> float:
+    """What the output `radius` adds to the time of that engine, as a share of it."""
+    planned = planned_of(built)
+    return share_added(functions[planned], functions[planned + WITH])
 
 
 def measure(case: Case, built: Built, model: Path, batch: int) -> Measured:
@@ -227,12 +240,11 @@ def measure(case: Case, built: Built, model: Path, batch: int) -> Measured:
     opponents = opponents_of(built, pixels, skipped)
     differences = differences_of(built, opponents, pixels)
     print_note(f"{case.label}, batch {batch}: timing for about {case.seconds:.0f} s")
-    timings, slow = interleave(
-        cpu_functions() | functions_of(built, opponents, pixels), case.seconds
-    )
-    return Measured(
-        case, pixels, opponents, timings, Machine.of(timings), differences, skipped | slow
-    )
+    functions = functions_of(built, opponents, pixels)
+    timings, slow = interleave(cpu_functions() | functions, case.seconds)
+    share = certificate_share(built, functions)
+    machine = Machine.of(timings)
+    return Measured(case, pixels, opponents, timings, machine, differences, share, skipped | slow)
 
 
 @contextmanager

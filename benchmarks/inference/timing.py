@@ -22,6 +22,9 @@ PAUSE = 0.005
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 61
 
+LEAST_PAIRS, PAIR_SECONDS = 5, 6.0
+"""Of calls that alternate: at least so many pairs, for about so long."""
+
 LONGEST_CALL = 10.0
 """Seconds; what takes longer is not timed."""
 
@@ -93,6 +96,20 @@ def interleave(
         for name in rotated(list(kept), done):
             kept[name].append(turn(functions[name]))
     return {name: Timing(tuple(rounds)) for name, rounds in kept.items()}, skipped
+
+
+def share_added(function: Callable[[], object], longer: Callable[[], object]) -> float:
+    """What `longer` takes beyond `function`, as a share of it: the median over pairs of calls.
+
+    Call after call, each of the two first in turn: finer than `interleave`, for small differences.
+    """
+    ratios: list[float] = []
+    start = time.perf_counter()
+    while len(ratios) < LEAST_PAIRS or time.perf_counter() - start < PAIR_SECONDS:
+        pair = (function, longer) if len(ratios) % 2 else (longer, function)
+        found = {call: seconds_of(call) for call in pair}
+        ratios.append(found[longer] / found[function])
+    return statistics.median(ratios) - 1
 
 
 def rotated(names: list[str], by: int) -> list[str]:
