@@ -136,13 +136,14 @@ def check_huge_pages() -> list[Item]:
     if "[always]" in setting:
         return [Item("huge pages", "ok", "always")]
     library, version = platform.libc_ver()
-    if library != "glibc" or tuple(map(int, version.split("."))) < CAN_ASK:
+    numbers = tuple(int(part) for part in version.split(".") if part.isdecimal())
+    if library != "glibc" or numbers < CAN_ASK:
         return []
-    advice = f"export GLIBC_TUNABLES={ASK_FOR_HUGE_PAGES}=1 reads weights faster (single images)"
+    advice = f"export GLIBC_TUNABLES={ASK_FOR_HUGE_PAGES}=1 may read weights faster (single images)"
     if "[madvise]" not in setting:
         allow = f"echo madvise | sudo tee {HUGE_PAGES}"
         return [Item("huge pages", "note", "forbidden by the kernel", f"{allow}; then {advice}")]
-    if _tunables().get(ASK_FOR_HUGE_PAGES, "0") != "0":
+    if _tunables().get(ASK_FOR_HUGE_PAGES) == "1":
         return [Item("huge pages", "ok", "asked for")]
     return [Item("huge pages", "note", "only where asked for", advice)]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime
@@ -16,7 +17,7 @@ import pytest
 import torch
 from helpers import make_network, random_pixels
 from inference import cases, plan, quick, timing
-from inference.engines import PLANNED, VARIANTS
+from inference.engines import PLANNED, VARIANTS, WITH, CertifiedEngine
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
 from inference.plain import exported_opponents, plain_cnn, shapes
@@ -146,6 +147,7 @@ def test_every_row_is_printed_and_kept(
     assert out.count(PLANNED) == 3
     assert "skipped: a: b: c" in out
     assert "randomised smoothing" in out
+    assert "certificates by the graph add" in out
     write_picture(results, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
 
@@ -198,6 +200,18 @@ def test_what_a_function_takes_beyond_another_is_a_share(monkeypatch: pytest.Mon
     monkeypatch.setattr(timing, "PAIR_SECONDS", 0.3)
     share = timing.share_added(partial(time.sleep, 0.02), partial(time.sleep, 0.03))
     assert share == pytest.approx(0.5, abs=0.2)
+
+
+def test_the_share_of_certificates_is_that_of_the_planned_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(timing, "PAIR_SECONDS", 0.3)
+    seconds = {PLANNED: 0.02, PLANNED + WITH: 0.03, "other": 0.05, "other" + WITH: 0.05}
+    functions = {name: partial(time.sleep, value) for name, value in seconds.items()}
+    engine = cast("CertifiedEngine", None)
+    for engines, share in (({"other": engine, PLANNED: engine}, 0.5), ({"other": engine}, 0.0)):
+        found = cases.certificate_share(cases.Built(engines), functions)
+        assert found == pytest.approx(share, abs=0.2)
 
 
 def test_a_timing_has_a_median_and_quartiles() -> None:

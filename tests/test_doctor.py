@@ -83,7 +83,12 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Environment:
     return made
 
 
-def test_a_whole_environment_has_no_problem(run_cli: Cli) -> None:
+def test_a_whole_environment_has_no_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_cli: Cli
+) -> None:
+    kernel = tmp_path / "enabled"
+    kernel.write_text("[always] madvise never\n")
+    monkeypatch.setattr("lipdeploy.doctor.HUGE_PAGES", kernel)
     status, output, errors = run_cli("doctor", "--json")
     (summary,) = [json.loads(line) for line in output.splitlines()]
     assert (status, summary["problems"], errors) == (0, [], "")
@@ -93,6 +98,7 @@ def test_a_whole_environment_has_no_problem(run_cli: Cli) -> None:
     )
     assert set(expected.split()) < set(items)
     assert {"gpu", "matplotlib", "runs", "cache", "machine", "bundled model"} < set(items)
+    assert items["huge pages"]["found"] == "always"
     for name in ("numpy", "pillow", "onnx", "matplotlib", "jinja2", "pyarrow"):
         assert items[name]["state"] == "ok"
         assert items[name]["found"] == installed_version(name)
@@ -179,8 +185,8 @@ def test_cuda_that_is_listed_need_not_run(
     ("setting", "tunables", "state", "found"),
     [
         ("[always] madvise never", "", "ok", "always"),
-        ("always [madvise] never", "other:glibc.malloc.check=1:glibc.malloc.hugetlb=2", "ok", "as"),
-        ("always [madvise] never", "glibc.malloc.hugetlb=0", "note", "only where asked for"),
+        ("always [madvise] never", "other:glibc.malloc.check=1:glibc.malloc.hugetlb=1", "ok", "as"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=2", "note", "only where asked for"),
         ("always [madvise] never", "", "note", "only where asked for"),
         ("always madvise [never]", "glibc.malloc.hugetlb=1", "note", "forbidden by the kernel"),
     ],

@@ -22,8 +22,8 @@ PAUSE = 0.005
 
 LEAST_ROUNDS, MOST_ROUNDS = 5, 61
 
-LEAST_PAIRS, PAIR_SECONDS = 5, 6.0
-"""Of calls that alternate: at least so many pairs, for about so long."""
+LEAST_PAIRS, PAIR_SECONDS = 3, 6.0
+"""Of calls that alternate: at least so many pairs of either order, for about so long."""
 
 LONGEST_CALL = 10.0
 """Seconds; what takes longer is not timed."""
@@ -99,17 +99,19 @@ def interleave(
 
 
 def share_added(function: Callable[[], object], longer: Callable[[], object]) -> float:
-    """What `longer` takes beyond `function`, as a share of it: the median over pairs of calls.
+    """What `longer` takes beyond `function`, as a share of it.
 
-    Call after call, each of the two first in turn: finer than `interleave`, for small differences.
+    Calls alternate, which is finer than `interleave`. Who comes first may be slower, so that either
+    is first in every second pair, and the medians of both kinds of pairs count alike.
     """
-    ratios: list[float] = []
+    first: list[float] = []
+    second: list[float] = []
     start = time.perf_counter()
-    while len(ratios) < LEAST_PAIRS or time.perf_counter() - start < PAIR_SECONDS:
-        pair = (function, longer) if len(ratios) % 2 else (longer, function)
-        found = {call: seconds_of(call) for call in pair}
-        ratios.append(found[longer] / found[function])
-    return statistics.median(ratios) - 1
+    while len(second) < LEAST_PAIRS or time.perf_counter() - start < PAIR_SECONDS:
+        first.append(seconds_of(longer) / seconds_of(function))
+        alone = seconds_of(function)
+        second.append(seconds_of(longer) / alone)
+    return statistics.geometric_mean(map(statistics.median, (first, second))) - 1
 
 
 def rotated(names: list[str], by: int) -> list[str]:
