@@ -20,6 +20,8 @@ from openvino import opset13
 from rich.console import Console
 from rich.table import Table
 
+from lipdeploy.exporters.onnx_grid import STRIPS
+
 Array = NDArray[np.float32]
 
 
@@ -62,21 +64,32 @@ class Layout:
         vectors: how many each block is multiplied by.
         left: whether the weights stand on the left.
         alone: whether each block is a product of its own, a matrix, which libraries may pack.
+        strip: columns of a strip, if each vector meets blocks strip by strip; 0 for whole blocks.
     """
 
     name: str
     vectors: int
     left: bool
     alone: bool = False
+    strip: int = 0
 
     def shape(self, layer: Blocks) -> tuple[int, ...]:
         """Of the vectors of all blocks, or of one."""
+        if self.strip:
+            return layer.count, self.vectors, 1, layer.side
         ends = (layer.side, self.vectors) if self.left else (self.vectors, layer.side)
         return ends if self.alone else (layer.count, *ends)
 
     def operands(self, weights: list[Array]) -> list[Array]:
         """Of the products of several sets of blocks."""
+        if self.strip:
+            return [self._strips(blocks) for blocks in weights]
         return [block for blocks in weights for block in blocks] if self.alone else weights
+
+    def _strips(self, blocks: Array) -> Array:
+        count, n, m = blocks.shape
+        cut = blocks.reshape(count, n, m // self.strip, self.strip).transpose(2, 0, 1, 3)
+        return np.ascontiguousarray(cut)[:, :, None]
 
 
 LAYOUTS = (
@@ -86,6 +99,11 @@ LAYOUTS = (
     Layout("(re, im) W", 2, left=False),
     Layout("x W, one by one", 1, left=False, alone=True),
     Layout("(re, im) W, one by one", 2, left=False, alone=True),
+    *(
+        Layout(f"{name} W, strips of {width}", vectors, left=False, strip=width)
+        for width in STRIPS
+        for name, vectors in (("x", 1), ("re, im", 2))
+    ),
 )
 """A complex block's parts are multiplied by two vectors, a real block by one."""
 
@@ -106,7 +124,10 @@ def in_onnxruntime(weights: list[Array], layout: Layout, x: Array) -> Callable[[
         for name in names
     ]
     nodes.append(helper.make_node("Sum", [f"y{name}" for name in names], ["y"]))
-    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, x.shape) for name in "xy"]
+    ends = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, x.shape),
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+    ]
     stored = [numpy_helper.from_array(w, name) for w, name in zip(weights, names, strict=True)]
     graph = helper.make_graph(nodes, "products", ends[:1], ends[1:], stored)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from lipdeploy.exporters.onnx_grid import STRIPS
 from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.onnx_shapes import Shape, value_shapes
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
@@ -21,7 +22,8 @@ class Machine:
         products: multiplications and additions a second of a large float32 matrix product.
         narrow: columns of a product at which half of that is reached.
         panel: columns that are worked on at a time: fewer, but for one, take as long.
-        rows: multiplications and additions a second where one row at a time meets a stack.
+        rows: multiplications and additions a second where one row at a time meets a stack,
+        strips: and where the matrices of the stack are no wider than strips of channels.
         short: length of sums at which half of either is reached.
         weights: bytes a second of weights in stacks, read from memory.
         packed: of a single matrix on the right, which the engine packs when it loads it.
@@ -33,8 +35,9 @@ class Machine:
     narrow: float = 10.0
     panel: int = 16
     rows: float = 9e9
+    strips: float = 30e9
     short: float = 12.0
-    weights: float = 21e9
+    weights: float = 23e9
     packed: float = 27e9
     values: float = 25e9
     launch: float = 4e-6
@@ -87,7 +90,9 @@ def _product_seconds(left: Shape, right: Shape, out: Shape, machine: Machine) ->
     if 1 < columns < machine.panel:
         return _product_seconds(left, right, (*out[:-1], machine.panel), machine)
     is_row = len(right) > 2 and out[-2] == 1
-    rate = machine.rows if is_row else machine.products * columns / (columns + machine.narrow)
+    rate = machine.products * columns / (columns + machine.narrow)
+    if is_row:
+        rate = machine.strips if out[-1] <= max(STRIPS) else machine.rows
     return math.prod(out) * (left[-1] + machine.short) / rate
 
 

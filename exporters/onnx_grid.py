@@ -2,9 +2,11 @@
 
 Rows, columns, channels, batch is the standard order. Linear layers that know what follows write
 another one, which spares the copies of rearranging: channels in pieces that the activation pairs,
-and rows and columns cut into even and odd ones, which is what space-to-depth needs.
+or in strips as products with a stack of narrow blocks leave them, and rows and columns cut into
+even and odd ones, which is what space-to-depth needs.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,6 +15,9 @@ from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
 Layout = Literal["standard", "parity", "cells"]
 PARITY = (3, 1, 0, 2, 4, 5)
 """From (m, i, m, j, c, batch), positions 2 p + i and 2 q + j, to (j, i, m, m, c, batch)."""
+STRIPS = (64, 32)
+"""Channels of a strip, best first: single rows meet narrow blocks up to twice as fast as wide ones;
+see `benchmarks/thin_products.py`."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,8 @@ class Grid:
             "parity": (2, 2, n / 2, n / 2, c, batch), column parity first;
             "cells": (4, n, n, c / 4, batch), channel (c, i, j) at part 2 j + i, one piece.
         rows: whether the last two axes are (batch, channels) instead: images as rows.
+        width: of strips of channels. Where there are any, c above is this, and a first axis counts
+            the strips of a piece.
     """
 
     pieces: tuple[str, ...]
@@ -35,15 +42,26 @@ class Grid:
     channels: int
     layout: Layout = "standard"
     rows: bool = False
+    width: int | None = None
 
     @property
     def axis(self) -> int:
-        """Of the channels, from the end."""
+        """Of the channels, or of their strips."""
+        if self.width is not None:
+            return 0
         return -1 if self.rows else -2
 
+    @property
+    def strips(self) -> tuple[int, ...]:
+        """The first axis of all pieces together, where there are strips."""
+        if self.width is None:
+            return ()
+        return (self.channels // self.width // (4 if self.layout == "cells" else 1),)
+
     def tail(self, channels: int) -> tuple[int, int]:
-        """The last two axes of a shape, the batch being -1."""
-        return (-1, channels) if self.rows else (channels, -1)
+        """The last two axes of a shape of so many channels, the batch being -1."""
+        c = channels if self.width is None else self.width
+        return (-1, c) if self.rows else (c, -1)
 
 
 @dataclass(frozen=True)
@@ -68,6 +86,7 @@ def ordered(graph: GraphBuilder, x: Grid, *, rows: bool) -> Grid:
     """The same values with images as rows, or as columns."""
     if x.rows == rows:
         return x
+    x = x if x.width is None else merged(graph, x)
     others = {"standard": 2, "parity": 4, "cells": 3}[x.layout]
     turned = (graph.transpose(piece, *range(others), others + 1, others) for piece in x.pieces)
     return replace(x, pieces=tuple(turned), rows=rows)
@@ -75,7 +94,8 @@ def ordered(graph: GraphBuilder, x: Grid, *, rows: bool) -> Grid:
 
 def standard(graph: GraphBuilder, x: Grid) -> str:
     """One value of shape (n, n, c, batch), or (n, n, batch, c) where images are rows."""
-    name, n, c = joined(graph, x), x.side, x.channels
+    x = merged(graph, x)
+    (name,), n, c = x.pieces, x.side, x.channels
     if x.layout == "parity":
         name = graph.transpose(name, 2, 1, 3, 0, 4, 5)
         return graph.reshape(name, n, n, *x.tail(c))
@@ -86,13 +106,26 @@ def standard(graph: GraphBuilder, x: Grid) -> str:
     return name
 
 
+def merged(graph: GraphBuilder, x: Grid) -> Grid:
+    """The same values in one piece, strips side by side as channels."""
+    if x.width is None:
+        return replace(x, pieces=(joined(graph, x),))
+    n, m = x.side, x.side // 2
+    grid = {"standard": (n, n), "parity": (2, 2, m, m), "cells": (4, n, n)}[x.layout]
+    batch = len(grid) + 1
+    turned = graph.transpose(joined(graph, x), *range(1, batch + 1), 0, batch + 1)
+    name = graph.reshape(turned, *grid, -1, math.prod(x.strips) * x.width)
+    return replace(x, pieces=(name,), width=None)
+
+
 def halves(graph: GraphBuilder, x: Grid) -> tuple[Grid, str, str]:
     """The two halves of the channels, and how they lie."""
     if len(x.pieces) == 2:
         return x, *x.pieces
-    if x.layout == "cells":
-        x = replace(x, pieces=(standard(graph, x),), layout="standard")
-    return x, *graph.halves(joined(graph, x), x.axis, x.channels)
+    if x.layout == "cells" or (x.strips and x.strips[0] % 2):
+        x = replace(x, pieces=(standard(graph, x),), layout="standard", width=None)
+    size = x.channels if x.width is None else x.channels // x.width
+    return x, *graph.halves(joined(graph, x), x.axis, size)
 
 
 def space_to_depth(graph: GraphBuilder, x: Grid) -> Grid:
@@ -101,16 +134,20 @@ def space_to_depth(graph: GraphBuilder, x: Grid) -> Grid:
     if x.layout == "parity":
         name = joined(graph, x)
     else:
-        name = standard(graph, x)
+        name, x = standard(graph, x), replace(x, width=None)
         if x.side % 2:
             name = graph.node("Pad", name, graph.integers(0, 0, 0, 0, 1, 1, 0, 0))
         name = graph.transpose(graph.reshape(name, m, 2, m, 2, *x.tail(c)), *PARITY)
-    cells = graph.reshape(name, 4, m, m, *x.tail(c))
-    return Grid((cells,), m, 4 * c, "cells", x.rows)
+    cells = graph.reshape(name, *x.strips, 4, m, m, *x.tail(c))
+    return Grid((cells,), m, 4 * c, "cells", x.rows, x.width)
 
 
 def add_bias(graph: GraphBuilder, x: Grid, bias: Weight) -> Grid:
     """X + bias, of shape (c,) or (n, n, c), piece by piece."""
+    if x.width is not None:
+        (strips,) = x.pieces
+        shaped = _in_strips(graph, x, bias, x.width)
+        return replace(x, pieces=(graph.node("Add", strips, graph.operand(shaped)),))
     c, n = x.channels, x.side
     tail = (1, c) if x.rows else (c, 1)
     if bias.value.ndim == 1:
@@ -123,6 +160,17 @@ def add_bias(graph: GraphBuilder, x: Grid, bias: Weight) -> Grid:
     pairs = zip(x.pieces, shares, strict=True)
     sums = tuple(graph.node("Add", piece, graph.operand(part)) for piece, part in pairs)
     return replace(x, pieces=sums)
+
+
+def _in_strips(graph: GraphBuilder, x: Grid, bias: Weight, width: int) -> Weight:
+    """A bias as the strips of x lie, rows of images."""
+    n, is_parity = x.side, x.layout == "parity"
+    if bias.value.ndim == 1:
+        return graph.reshaped(bias, *x.strips, *[1] * (5 if is_parity else 3), width)
+    if is_parity:
+        cells = graph.reshaped(bias, n // 2, 2, n // 2, 2, *x.strips, 1, width)
+        return graph.turned(cells, 4, *PARITY[:4], 5, 6)
+    return graph.turned(graph.reshaped(bias, n, n, *x.strips, 1, width), 2, 0, 1, 3, 4)
 
 
 def cut(graph: GraphBuilder, weight: Weight, axis: int, pieces: int) -> list[Weight]:

@@ -5,7 +5,7 @@ from functools import singledispatch
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
 from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, joined, ordered, standard
-from lipdeploy.exporters.onnx_spectral import Fused, Separable
+from lipdeploy.exporters.onnx_spectral import Fused, Parts, Separable
 from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix
@@ -44,11 +44,15 @@ def _(operator: PointwiseMatrix, graph: GraphBuilder, x: Grid, prefix: str, want
     """From the left; on a single point as rows of images, where engines pack weights once."""
     n, c_out = operator.grid, operator.out_channels
     matrix = graph.weight(f"{prefix}.matrix", operator.matrix)
-    shares = cut(graph, matrix, 1, 2 if wanted.halves and not x.rows else 1)
-    value = standard(graph, x)
     if x.rows:
-        pieces = [graph.product(value, share, axis=-1) for share in shares]
-    elif n == 1:
+        parts = Parts(graph, x)
+        rows = parts.gather(graph.reshape(parts.name, parts.count * n * n, -1), n * n)
+        taken = graph.turned(parts.columns(graph.turned(matrix, 1, 0)), 1, 0)
+        value = graph.reshape(rows, n, n, -1, operator.in_channels)
+        return Grid((graph.product(value, taken, axis=-1),), n, c_out, rows=True)
+    shares = cut(graph, matrix, 1, 2 if wanted.halves else 1)
+    value = standard(graph, x)
+    if n == 1:
         rows = graph.transpose(graph.reshape(value, operator.in_channels, -1), 1, 0)
         pieces = [
             graph.reshape(graph.transpose(graph.product(rows, share, axis=1), 1, 0), 1, 1, size, -1)
@@ -57,7 +61,7 @@ def _(operator: PointwiseMatrix, graph: GraphBuilder, x: Grid, prefix: str, want
         ]
     else:
         pieces = [graph.product_from_left(graph.turned(share, 1, 0), value) for share in shares]
-    return Grid(tuple(pieces), n, c_out, rows=x.rows)
+    return Grid(tuple(pieces), n, c_out)
 
 
 @emit_operator.register

@@ -1,9 +1,9 @@
 """Probing an engine: the products of its own graph, at their own shapes, on inputs that tell.
 
 *Order* (the permutation test): a product Y = A B is computed as it stands and with the rows of A
-and the columns of B permuted. Where every sum is added in the same order wherever it stands, the
-result is the permuted one bit for bit; another order would round differently in some of thousands
-of sums.
+and the columns of B permuted, and so are the matrices of a stack that meet the same vectors. Where
+every sum is added in the same order wherever it stands, the result is the permuted one bit for bit;
+another order would round differently in some of thousands of sums.
 
 *Precision*: where a single term of each sum is not zero, a product is one multiplication, and
 float32 gives it within 2^-24; operands cut to 11 bits would be wrong in the fourth digit.
@@ -12,8 +12,8 @@ A pass is evidence for the very shapes and the machine that are used, not a proo
 the assumptions are named with every radius that rests on them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -43,16 +43,30 @@ def keeps_order(runtime: OnnxRuntime, data: bytes, batch: int) -> bool:
     for operand in _operands(data, batch):
         value = generator.normal(size=operand.shape).astype(np.float32)
         left, right = operand.sides(value)
-        rows = generator.permutation(left.shape[-2])
-        columns = generator.permutation(right.shape[-1])
         plain = probe.add(left, right, is_left=operand.is_left)
-        permuted = probe.add(left[..., rows, :], right[..., columns], is_left=operand.is_left)
-        pairs.append((plain, permuted, rows, columns))
+        orders = {
+            axis: generator.permutation(operand.constant.shape[axis]) for axis in operand.shared
+        }
+        moved = replace(operand, constant=_permuted(operand.constant, orders))
+        rows, columns = (
+            {-2: generator.permutation(left.shape[-2])},
+            {-1: generator.permutation(right.shape[-1])},
+        )
+        sides = (_permuted(*pair) for pair in zip(moved.sides(value), (rows, columns), strict=True))
+        permuted = probe.add(*sides, is_left=operand.is_left)
+        pairs.append((plain, permuted, orders | rows | columns))
     found = probe.run(runtime)
     return all(
-        np.array_equal(found[plain][..., rows, :][..., columns], found[permuted])
-        for plain, permuted, rows, columns in pairs
+        np.array_equal(_permuted(found[plain], orders), found[permuted])
+        for plain, permuted, orders in pairs
     )
+
+
+def _permuted(array: Array, orders: Mapping[int, Array]) -> Array:
+    """An array with its axes, counted from the end, in other orders."""
+    for axis, order in orders.items():
+        array = array.take(order, axis)
+    return array
 
 
 def keeps_precision(runtime: OnnxRuntime, data: bytes, batch: int) -> bool:
@@ -91,6 +105,14 @@ class _Operand:
     constant: Array
     shape: tuple[int, ...]
     is_left: bool
+
+    @property
+    def shared(self) -> list[int]:
+        """Axes of the stack, from the end, along which the same vectors meet several matrices."""
+        sizes = self.constant.shape
+        vectors = (1,) * (len(sizes) - len(self.shape)) + self.shape
+        stack = range(-len(sizes), -2)
+        return [axis for axis in stack if sizes[axis] > 1 and vectors[axis] == 1]
 
     def sides(self, value: Array) -> tuple[Array, Array]:
         """Left and right operand, the constant where it belongs."""

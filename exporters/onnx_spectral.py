@@ -8,11 +8,13 @@ Layers for few images hold them as rows, (..., batch, channels), and multiply bl
 one by one, or all at once by one image at a time; see `lipdeploy.spectral.Products`.
 """
 
+import math
 from dataclasses import replace
 
 from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
 from lipdeploy.exporters.onnx_grid import (
     PARITY,
+    STRIPS,
     Grid,
     Layout,
     Wanted,
@@ -23,16 +25,24 @@ from lipdeploy.exporters.onnx_grid import (
 )
 from lipdeploy.spectral import Spectral, SpectralConv
 
+SHORT = 64
+"""Pieces of a sum that are shorter are many."""
 
-class _Parts:
-    """The channels of a grid as they lie: (parts, n, n, channels, batch), or (.., batch, ..)."""
+
+class Parts:
+    """The channels of a grid as they lie: (parts, n, n, channels, batch), or (.., batch, ..).
+
+    A part is a cell of a neighbourhood, a strip, or, where there are both, a cell of a strip.
+    """
 
     def __init__(self, graph: GraphBuilder, x: Grid) -> None:
         self.graph, self.rows = graph, x.rows
         self.is_cells = x.layout == "cells"
-        self.count = 4 if self.is_cells else 1
+        if x.layout == "parity":
+            x = replace(x, pieces=(standard(graph, x),), layout="standard", width=None)
+        self.name, self.strips = joined(graph, x), x.strips
+        self.count = (4 if self.is_cells else 1) * math.prod(x.strips)
         self.channels = x.channels // self.count
-        self.name = joined(graph, x) if self.is_cells else standard(graph, x)
 
     def gather(self, coefficients: str, count: int) -> str:
         """(parts * count, channels * batch) to (count, all channels, batch), or rows of them."""
@@ -52,8 +62,8 @@ class _Parts:
         if not self.is_cells:
             return blocks
         graph, shape = self.graph, blocks.value.shape
-        last = len(shape) - 1
-        cells = graph.reshaped(blocks, *shape[:-1], self.channels, 2, 2)
+        last = len(shape) - 1 + len(self.strips)
+        cells = graph.reshaped(blocks, *shape[:-1], *self.strips, self.channels, 2, 2)
         turned = graph.turned(cells, *range(last), last + 2, last + 1, last)
         return graph.reshaped(turned, *shape)
 
@@ -68,21 +78,35 @@ class _Spectral:
         self.edge, self.interior = operator.fourier.edge, operator.fourier.interior
         self.c_out, self.parity = operator.out_channels, wanted.parity
         self.products, self.has_rows = operator.products, operator.has_rows
+        self.width = self._strip_width(operator)
         # A node more costs few images more than a copy.
         self.pieces = 2 if wanted.halves and not self.has_rows else 1
-        self.parts = _Parts(graph, ordered(graph, x, rows=self.has_rows))
+        self.parts = Parts(graph, ordered(graph, x, rows=self.has_rows))
         self.weights = {
             name: graph.weight(f"{prefix}.{name}", array)
             for name, array in operator.weights().items()
         }
 
+    def _is_cut_short(self, length: int) -> bool:
+        """Whether sums of a length are cut into many pieces."""
+        block = self.graph.block
+        return block is not None and block < min(length, SHORT)
+
+    def _strip_width(self, operator: Spectral) -> int | None:
+        """Of strips of output channels; None for no strips."""
+        length, c_out = operator.copies * operator.in_channels, operator.out_channels
+        if operator.products != "vectors" or self._is_cut_short(length):
+            return None
+        return next((width for width in STRIPS if c_out % (2 * width) == 0), None)
+
     def real_products(self, x: str) -> list[str]:
         """Real blocks times (count, c_in, batch), one value (count, c, batch) a piece."""
-        blocks = self.parts.columns(self.weights["real_blocks"])
+        graph, blocks = self.graph, self.parts.columns(self.weights["real_blocks"])
         if self.has_rows:
-            return [self._products_of_rows(x, blocks)]
-        shares = cut(self.graph, blocks, 1, self.pieces)
-        return [self.graph.product_from_left(share, x) for share in shares]
+            count, c_out, c_in = blocks.value.shape
+            return [self._products_of_rows(x, 1, graph.reshaped(blocks, count, 1, c_out, c_in))]
+        shares = cut(graph, blocks, 1, self.pieces)
+        return [graph.product_from_left(share, x) for share in shares]
 
     def complex_products(self, x: str, cut_from: int, count: int) -> list[str]:
         """Complex blocks times (2 count, c_in, batch), one value for each piece.
@@ -110,41 +134,56 @@ class _Spectral:
 
     def _complex_products_of_rows(self, x: str, blocks: Weight) -> str:
         """As `complex_products`, of rows, in one piece."""
-        graph, (count, _, _, channels) = self.graph, blocks.value.shape
-        if self.copies == 2:
-            parts = graph.transpose(graph.reshape(x, count, 2, -1, channels), 0, 2, 1, 3)
-            rows = graph.reshape(parts, count, -1, 2 * channels)
-            y = self._products_of_rows(rows, self._embedding(blocks))
-            found = graph.reshape(y, count, -1, 2, self.c_out)
-        else:
-            stacked = graph.reshaped(blocks, count, -1, channels)
-            y = self._products_of_rows(graph.reshape(x, count, -1, channels), stacked)
-            found = graph.reshape(y, 2 * count, -1, 2, self.c_out)
-        return graph.transpose(found, 0, 2, 1, 3)
+        graph, (count, _, c_out, channels) = self.graph, blocks.value.shape
+        if self.copies == 1:
+            return self._products_of_rows(graph.reshape(x, count, -1, channels), 2, blocks)
+        parts = graph.transpose(graph.reshape(x, count, 2, -1, channels), 0, 2, 1, 3)
+        rows = graph.reshape(parts, count, -1, 2 * channels)
+        embedded = graph.reshaped(self._embedding(blocks), count, 2, c_out, 2 * channels)
+        return self._products_of_rows(rows, 1, embedded)
 
-    def _products_of_rows(self, x: str, blocks: Weight) -> str:
-        """Rows (count, rows, n) times blocks (count, m, n), (count, rows, m)."""
-        graph, (count, m, n) = self.graph, blocks.value.shape
+    def _products_of_rows(self, x: str, parts: int, blocks: Weight) -> str:
+        """Rows (count, parts * batch, n) times blocks (count, sides, m, n).
+
+        (count, parts, sides, batch, m), or sides before parts: `lipdeploy.spectral.sides` makes no
+        difference between them.
+        """
+        graph, (count, sides, m, n) = self.graph, blocks.value.shape
+        if self.width is not None:
+            return self._products_in_strips(x, blocks, self.width)
+        whole = graph.reshaped(blocks, count, sides * m, n)
         if self.products == "vectors":
-            return graph.reshape(self._products_of_vectors(x, blocks), count, -1, m)
-        turned = graph.turned(blocks, 0, 2, 1)
-        matrices = [
-            graph.reshaped(graph.part(turned, 0, slice(index, index + 1)), n, m)
-            for index in range(count)
-        ]
-        rows = graph.split(x, 0, [1] * count) if count > 1 else [x]
-        products = [graph.product(*pair, axis=-1) for pair in zip(rows, matrices, strict=True)]
-        return graph.concatenate(products, axis=0)
+            found = self._products_of_vectors(x, whole)
+        else:
+            turned = graph.turned(whole, 0, 2, 1)
+            matrices = [
+                graph.reshaped(graph.part(turned, 0, slice(index, index + 1)), n, sides * m)
+                for index in range(count)
+            ]
+            rows = graph.split(x, 0, [1] * count) if count > 1 else [x]
+            pairs = zip(rows, matrices, strict=True)
+            found = graph.concatenate([graph.product(*pair, axis=-1) for pair in pairs], axis=0)
+        if sides == 1:
+            return found
+        return graph.transpose(graph.reshape(found, count * parts, -1, sides, m), 0, 2, 1, 3)
 
     def _products_of_vectors(self, x: str, blocks: Weight) -> str:
-        """As `_products_of_rows`, (count, rows, 1, m) or (count, rows, m, 1)."""
+        """Rows (count, rows, n) times blocks (count, m, n), one row at a time."""
         graph, (count, m, n) = self.graph, blocks.value.shape
-        if graph.block is not None and n > graph.block:
+        if self._is_cut_short(n):
             # Pieces of a long sum are added faster from the left, where each is one run of numbers.
             vectors = graph.reshape(x, count, -1, n, 1)
             return graph.product_from_left(graph.reshaped(blocks, count, 1, m, n), vectors)
         turned = graph.reshaped(graph.turned(blocks, 0, 2, 1), count, 1, n, m)
         return graph.product(graph.reshape(x, count, -1, 1, n), turned, axis=-1)
+
+    def _products_in_strips(self, x: str, blocks: Weight, width: int) -> str:
+        """As `_products_of_rows`, one row and one strip at a time, the strips first."""
+        graph, (count, sides, m, n) = self.graph, blocks.value.shape
+        strips = graph.reshaped(blocks, count, sides, m // width, width, n)
+        turned = graph.turned(strips, 2, 0, 1, 4, 3)
+        stack = graph.reshaped(turned, m // width, count, sides, 1, n, width)
+        return graph.product(graph.reshape(x, count, 1, -1, 1, n), stack, axis=-1)
 
     def _embedding(self, blocks: Weight) -> Weight:
         """(count, 2, m, n) as `lipdeploy.spectral.embeddings`, (count, 2 m, 2 n)."""
@@ -165,12 +204,17 @@ class _Spectral:
         spread = graph.stacked([real, imaginary, imaginary, graph.negated(real)], axis=2)
         return graph.reshaped(spread, rows, -1)
 
+    @property
+    def strips(self) -> tuple[int, ...]:
+        """The first axis of products with blocks."""
+        return () if self.width is None else (self.c_out // self.width,)
+
     def result(self, pieces: list[str]) -> Grid:
         """The pieces of (n, n, c, batch), or of what `parity` asks for."""
         n, m, c = self.n, self.n // 2, self.c_out // self.pieces
         layout: Layout = "parity" if self.parity else "standard"
-        y = Grid((), n, self.c_out, layout, self.has_rows)
-        shape = (2, 2, m, m, *y.tail(c)) if self.parity else (n, n, *y.tail(c))
+        y = Grid((), n, self.c_out, layout, self.has_rows, self.width)
+        shape = (*y.strips, *((2, 2, m, m) if self.parity else (n, n)), *y.tail(c))
         return replace(y, pieces=tuple(self.graph.reshape(piece, *shape) for piece in pieces))
 
 
@@ -210,7 +254,7 @@ class Separable(_Spectral):
         return gather(inner, 2 * h * n), gather(crossed, 2 * e * h), gather(mirror, e * e)
 
     def _synthesise(self, inner: str, edge: str, mirror: str) -> str:
-        graph, n, e, h = self.graph, self.n, self.edge, self.interior
+        graph, n, e, h, first = self.graph, self.n, self.edge, self.interior, self.strips
         j = 2 if self.parity else 1
         phases, across, back = (
             graph.turned(weight, 1, 0)
@@ -218,16 +262,20 @@ class Separable(_Spectral):
         )
         rows = graph.product_from_left(
             self._columns(self.spread(phases), 2),
-            graph.reshape(inner, 1, h, 4 * n // self.copies, -1),
+            graph.reshape(inner, *first, 1, h, 4 * n // self.copies, -1),
         )
         crossed = graph.product_from_left(
             self._columns(self.spread(across), 1),
-            graph.reshape(edge, 1, e, 4 * h // self.copies, -1),
+            graph.reshape(edge, *first, 1, e, 4 * h // self.copies, -1),
         )
-        own = graph.product_from_left(self._columns(back, 1), graph.reshape(mirror, 1, e, e, -1))
+        own = graph.product_from_left(
+            self._columns(back, 1), graph.reshape(mirror, *first, 1, e, e, -1)
+        )
         edges = graph.node("Add", crossed, own)
-        inner_sum = graph.product_from_left(self._rows(across), graph.reshape(rows, j, 2 * h, -1))
-        edge_sum = graph.product_from_left(self._rows(back), graph.reshape(edges, j, e, -1))
+        inner_sum = graph.product_from_left(
+            self._rows(across), graph.reshape(rows, *first, j, 2 * h, -1)
+        )
+        edge_sum = graph.product_from_left(self._rows(back), graph.reshape(edges, *first, j, e, -1))
         return graph.node("Add", inner_sum, edge_sum)
 
     def _columns(self, weight: Weight, parts: int) -> Weight:
@@ -259,7 +307,9 @@ class Fused(_Spectral):
         real = graph.part(plane, 0, slice(0, mirrors)) if is_mixed else plane
         mirror = self.parts.gather(graph.product_from_left(real, x), mirrors)
         results = [
-            graph.product_from_left(self._synthesis(real), graph.reshape(product, mirrors, -1))
+            graph.product_from_left(
+                self._synthesis(real), graph.reshape(product, *self.strips, mirrors, -1)
+            )
             for product in self.real_products(mirror)
         ]
         if is_mixed:
@@ -268,7 +318,9 @@ class Fused(_Spectral):
             back, count = self._synthesis(waves), (size - mirrors) // 2
             products = self.complex_products(pairs, 0, count)
             sums = (
-                graph.product_from_left(back, graph.reshape(product, 4 * count // self.copies, -1))
+                graph.product_from_left(
+                    back, graph.reshape(product, *self.strips, 4 * count // self.copies, -1)
+                )
                 for product in products
             )
             results = [graph.node("Add", *pair) for pair in zip(sums, results, strict=True)]

@@ -29,7 +29,8 @@ Products = Literal["columns", "rows", "vectors"]
 - rows: block by block, from the right; images are rows. Engines pack a matrix that stands there
   when they load it, and a stack of them never: the fastest for few images; each block costs the
   start of a product.
-- vectors: all blocks at once, each image by itself: for one image and small blocks.
+- vectors: all blocks at once, each image by itself, blocks cut into strips of output channels
+  where there are enough of them: for one image and small blocks.
 """
 PRODUCTS: tuple[Products, ...] = get_args(Products)
 

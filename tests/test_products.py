@@ -14,6 +14,7 @@ from helpers import make_network, plan_of, random_pixels
 from lipdeploy.arithmetic import FLOAT32
 from lipdeploy.artifact import Manifest, make_manifest
 from lipdeploy.errors import ExportError, ModelError, ShapeError
+from lipdeploy.exporters import onnx_spectral
 from lipdeploy.exporters.freeze import freeze, layer_shapes
 from lipdeploy.exporters.onnx import build_model
 from lipdeploy.exporters.onnx_cost import CostModel
@@ -49,10 +50,17 @@ WAYS = tuple(itertools.starmap(Choice, itertools.product(("spectral", "fused"), 
 """All that a spectral operator can be."""
 
 
+@pytest.fixture(params=[(), (4, 2), (2,)], ids=lambda widths: f"strips of {widths}")
+def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strips of channels so narrow that the networks of these tests have some; or none."""
+    monkeypatch.setattr(onnx_spectral, "STRIPS", request.param)
+
+
 def manifest_of(network: FrozenNetwork) -> Manifest:
     return make_manifest(network, CLASSES, {"size": network.image_size}, {}, {"lipdeploy": "test"})
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize("offset", range(12))
 @pytest.mark.parametrize("pooling", ["max", "projection"])
 @pytest.mark.parametrize("size", [8, 9])
@@ -82,6 +90,7 @@ def drawn(operator: LinearOperator, *places: int) -> Linear:
     return Linear(made, draw.normal(size=(*places, made.out_channels)))
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("first", WAYS, ids=str)
 def test_any_form_follows_images_as_rows(first: Choice, dtype: str) -> None:
@@ -112,6 +121,7 @@ def test_any_form_follows_images_as_rows(first: Choice, dtype: str) -> None:
     check_answers(FrozenNetwork(12, tuple(operations), head).stored_as(dtype))
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize("how", ["", "rows", "vectors"])
 def test_a_network_may_end_on_a_grid(how: str) -> None:
     trained = make_network(2, 64)
@@ -134,6 +144,7 @@ def check_answers(network: FrozenNetwork) -> None:
                 np.testing.assert_allclose(found, expected, rtol=0, atol=limit)
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize("with_radius", [False, True])
 @pytest.mark.parametrize("how", ["", "x2", "rows", "vectors", "x2 vectors"])
 def test_what_runs_has_no_node_that_does_nothing(how: str, *, with_radius: bool) -> None:
@@ -166,6 +177,7 @@ def test_blocks_are_multiplied_in_ways_that_exist() -> None:
         TiledConv(64, 13, inner)
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize("how", ["rows", "vectors"])
 def test_probes_see_every_product_of_rows(how: str) -> None:
     trained = make_network(image_size=16, width=8)
@@ -184,6 +196,7 @@ def test_probes_see_every_product_of_rows(how: str) -> None:
         assert keeps_precision(runtime, engine.prepared, batch)
 
 
+@pytest.mark.usefixtures("strips")
 @pytest.mark.parametrize(("block", "side"), [(None, 1), (8, 1), (4, 0)])
 def test_single_images_stand_left_of_blocks_unless_sums_are_cut(
     block: int | None, side: int
@@ -194,6 +207,31 @@ def test_single_images_stand_left_of_blocks_unless_sums_are_cut(
     products = [node for node in graph.nodes if node.op_type == "MatMul"]
     sides = {i for node in products for i, name in enumerate(node.input) if "blocks" in name}
     assert sides == {side}
+
+
+def test_the_order_of_a_strip_is_compared_with_that_of_others() -> None:
+    """A machine that adds the sums of some strips in another order is found out."""
+    trained = make_network(1, 8, width=64)
+    network = freeze(trained, plan=plan_of(trained, "auto", "vectors")).stored_as("float32")
+    rounding = Rounding.of_graph(FLOAT32, "same-order")
+    manifest = make_manifest(network, CLASSES, {}, {}, {}, rounding)
+    data = parse_onnx(onnx_bytes(network, manifest), "test").prepared
+    assert keeps_order(OnnxRuntime(data, "cpu"), data, 1)
+    assert not keeps_order(_OtherOrderInTheLastStrip(data, "cpu"), data, 1)
+
+
+class _OtherOrderInTheLastStrip(OnnxRuntime):
+    """What keeps every order but that between the matrices of a stack."""
+
+    def same_device(self, data: bytes) -> "_OtherOrderInTheLastStrip":
+        return _OtherOrderInTheLastStrip(data, "cpu")
+
+    def outputs(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        found = [array.copy() for array in super().outputs(names, inputs)]
+        for array in found:
+            if array.ndim == 6:
+                array[-1] = np.nextafter(array[-1], np.inf)
+        return found
 
 
 def test_engines_that_do_not_pack_get_all_blocks_at_once() -> None:
