@@ -6,7 +6,6 @@ or in strips as products with a stack of narrow blocks leave them, and rows and 
 even and odd ones, which is what space-to-depth needs.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -33,8 +32,8 @@ class Grid:
             "parity": (2, 2, n / 2, n / 2, c, batch), column parity first;
             "cells": (4, n, n, c / 4, batch), channel (c, i, j) at part 2 j + i, one piece.
         rows: whether the last two axes are (batch, channels) instead: images as rows.
-        width: of strips of channels. Where there are any, c above is this, and a first axis counts
-            the strips of a piece.
+        width: of strips of channels, images being rows. Where there are any, the shapes above have
+            a first axis more, the strips of a piece, and this many channels at the end.
     """
 
     pieces: tuple[str, ...]
@@ -53,13 +52,13 @@ class Grid:
 
     @property
     def strips(self) -> tuple[int, ...]:
-        """The first axis of all pieces together, where there are strips."""
+        """The first axis, of all pieces together; none where there are no strips."""
         if self.width is None:
             return ()
         return (self.channels // self.width // (4 if self.layout == "cells" else 1),)
 
     def tail(self, channels: int) -> tuple[int, int]:
-        """The last two axes of a shape of so many channels, the batch being -1."""
+        """The last two axes of a shape of so many channels, or of a strip, the batch being -1."""
         c = channels if self.width is None else self.width
         return (-1, c) if self.rows else (c, -1)
 
@@ -112,9 +111,10 @@ def merged(graph: GraphBuilder, x: Grid) -> Grid:
         return replace(x, pieces=(joined(graph, x),))
     n, m = x.side, x.side // 2
     grid = {"standard": (n, n), "parity": (2, 2, m, m), "cells": (4, n, n)}[x.layout]
-    batch = len(grid) + 1
-    turned = graph.transpose(joined(graph, x), *range(1, batch + 1), 0, batch + 1)
-    name = graph.reshape(turned, *grid, -1, math.prod(x.strips) * x.width)
+    name, batch, (strips,) = joined(graph, x), len(grid) + 1, x.strips
+    if strips > 1:
+        name = graph.transpose(name, *range(1, batch + 1), 0, batch + 1)
+    name = graph.reshape(name, *grid, -1, strips * x.width)
     return replace(x, pieces=(name,), width=None)
 
 
@@ -122,9 +122,11 @@ def halves(graph: GraphBuilder, x: Grid) -> tuple[Grid, str, str]:
     """The two halves of the channels, and how they lie."""
     if len(x.pieces) == 2:
         return x, *x.pieces
-    if x.layout == "cells" or (x.strips and x.strips[0] % 2):
+    if x.layout == "cells":
         x = replace(x, pieces=(standard(graph, x),), layout="standard", width=None)
-    size = x.channels if x.width is None else x.channels // x.width
+    if x.strips and x.strips[0] % 2:
+        x = merged(graph, x)
+    (size,) = x.strips or (x.channels,)
     return x, *graph.halves(joined(graph, x), x.axis, size)
 
 

@@ -47,9 +47,10 @@ def _(operator: PointwiseMatrix, graph: GraphBuilder, x: Grid, prefix: str, want
     if x.rows:
         parts = Parts(graph, x)
         rows = parts.gather(graph.reshape(parts.name, parts.count * n * n, -1), n * n)
-        taken = graph.turned(parts.columns(graph.turned(matrix, 1, 0)), 1, 0)
+        if parts.is_cells:
+            matrix = graph.turned(parts.columns(graph.turned(matrix, 1, 0)), 1, 0)
         value = graph.reshape(rows, n, n, -1, operator.in_channels)
-        return Grid((graph.product(value, taken, axis=-1),), n, c_out, rows=True)
+        return Grid((graph.product(value, matrix, axis=-1),), n, c_out, rows=True)
     shares = cut(graph, matrix, 1, 2 if wanted.halves else 1)
     value = standard(graph, x)
     if n == 1:

@@ -21,12 +21,11 @@ from lipdeploy.exporters.onnx_grid import (
     cut,
     joined,
     ordered,
-    standard,
 )
 from lipdeploy.spectral import Spectral, SpectralConv
 
 SHORT = 64
-"""Pieces of a sum that are shorter are many."""
+"""Sums that are cut into pieces shorter than this are too many products for strips."""
 
 
 class Parts:
@@ -38,8 +37,6 @@ class Parts:
     def __init__(self, graph: GraphBuilder, x: Grid) -> None:
         self.graph, self.rows = graph, x.rows
         self.is_cells = x.layout == "cells"
-        if x.layout == "parity":
-            x = replace(x, pieces=(standard(graph, x),), layout="standard", width=None)
         self.name, self.strips = joined(graph, x), x.strips
         self.count = (4 if self.is_cells else 1) * math.prod(x.strips)
         self.channels = x.channels // self.count
@@ -78,7 +75,10 @@ class _Spectral:
         self.edge, self.interior = operator.fourier.edge, operator.fourier.interior
         self.c_out, self.parity = operator.out_channels, wanted.parity
         self.products, self.has_rows = operator.products, operator.has_rows
-        self.width = self._strip_width(operator)
+        layout: Layout = "parity" if self.parity else "standard"
+        width = self._strip_width(operator)
+        self.image = Grid((), self.n, self.c_out, layout, self.has_rows, width)
+        self.width, self.strips = width, self.image.strips
         # A node more costs few images more than a copy.
         self.pieces = 2 if wanted.halves and not self.has_rows else 1
         self.parts = Parts(graph, ordered(graph, x, rows=self.has_rows))
@@ -100,7 +100,10 @@ class _Spectral:
         return next((width for width in STRIPS if c_out % (2 * width) == 0), None)
 
     def real_products(self, x: str) -> list[str]:
-        """Real blocks times (count, c_in, batch), one value (count, c, batch) a piece."""
+        """Real blocks times (count, c_in, batch), one value (count, c, batch) a piece.
+
+        Strips come first, if there are any.
+        """
         graph, blocks = self.graph, self.parts.columns(self.weights["real_blocks"])
         if self.has_rows:
             count, c_out, c_in = blocks.value.shape
@@ -112,7 +115,7 @@ class _Spectral:
         """Complex blocks times (2 count, c_in, batch), one value for each piece.
 
         With one copy its axes are (count, part, side, c, batch), else (count, part, c, batch); or
-        (.., batch, c).
+        (.., batch, c). Strips come first, if there are any.
         """
         graph, stored = self.graph, self.weights["complex_blocks"]
         if count != len(stored.value):
@@ -204,18 +207,13 @@ class _Spectral:
         spread = graph.stacked([real, imaginary, imaginary, graph.negated(real)], axis=2)
         return graph.reshaped(spread, rows, -1)
 
-    @property
-    def strips(self) -> tuple[int, ...]:
-        """The first axis of products with blocks."""
-        return () if self.width is None else (self.c_out // self.width,)
-
     def result(self, pieces: list[str]) -> Grid:
         """The pieces of (n, n, c, batch), or of what `parity` asks for."""
         n, m, c = self.n, self.n // 2, self.c_out // self.pieces
-        layout: Layout = "parity" if self.parity else "standard"
-        y = Grid((), n, self.c_out, layout, self.has_rows, self.width)
-        shape = (*y.strips, *((2, 2, m, m) if self.parity else (n, n)), *y.tail(c))
-        return replace(y, pieces=tuple(self.graph.reshape(piece, *shape) for piece in pieces))
+        grid = (2, 2, m, m) if self.parity else (n, n)
+        shape = (*self.strips, *grid, *self.image.tail(c))
+        reshaped = tuple(self.graph.reshape(piece, *shape) for piece in pieces)
+        return replace(self.image, pieces=reshaped)
 
 
 class Separable(_Spectral):

@@ -18,11 +18,12 @@ T has n - 1 inner nodes, so D <= (n - 1) u (P + u A) ||x|| / (1 - (n - 1) u); a 
 (With fused multiply-adds the products are not rounded, and the bound holds all the more.)
 
 Both may be taken of a graph that cuts long sums into blocks of at most B terms, one matrix product
-each, and adds their results pair by pair. If block i has error a_i ||x_i||, all blocks together
-have at most (sum_i a_i^2)^(1/2) ||x||, by Cauchy-Schwarz. An addition node over the blocks in S has
-local error at most u (P ||x_S|| + errors so far); nodes of one level have disjoint S, so a level of
-k nodes adds at most u P k^(1/2) ||x||. *blocked* is any order inside of short blocks: nothing is
-assumed of the engine but that it runs the nodes of the graph as they are.
+each, and adds their results pair by pair. (Which terms make a block is the graph's choice: channels
+may lie in another order there, so no bound may depend on it.) If block i has error a_i ||x_i||, all
+blocks together have at most (sum_i a_i^2)^(1/2) ||x||, by Cauchy-Schwarz. An addition node over the
+blocks in S has local error at most u (P ||x_S|| + errors so far); nodes of one level have disjoint
+S, so a level of k nodes adds at most u P k^(1/2) ||x||. *blocked* is any order inside of short
+blocks: nothing is assumed of the engine but that it runs the nodes of the graph as they are.
 
 Where operands are rounded to fewer bits first (tensor cores), where results are stored in fewer
 bits, and where small numbers are flushed to zero, terms for that are added (`Rounding.product`).
@@ -256,15 +257,16 @@ class Rounding:
         elementwise = ((1 + self.arithmetic.gamma(self.terms(n))) * kept - 1) * absolute
         if stored == 0.0:
             elementwise = self.arithmetic.gamma(self.terms(n)) * absolute
-        blocks = absolute if block == n else product.blocks_norm_upper(block)
         if self.accumulation == "same-order":
-            # (sum_i (u A_i + c (P + u A_i))^2)^(1/2) by the triangle inequality
+            # Errors of products add elementwise, u A; the others, c (P + u A) ||x_i|| in a block of
+            # any terms, by Cauchy-Schwarz.
             factor = (block - 1) * u / (1 - (block - 1) * u)
-            parts = math.sqrt(sum(levels) + 1)
             # Orders of several nodes: each on its own outputs, so the squares of their errors add.
-            parts *= math.sqrt(product.nodes)
-            inside = u * blocks + factor * (norm * parts + math.sqrt(product.nodes) * u * blocks)
+            parts = math.sqrt((sum(levels) + 1) * product.nodes)
+            inside = u * absolute + factor * parts * (norm + u * absolute)
         else:
+            # At least gamma(B) A, what elementwise errors of blocks of any terms add up to.
+            blocks = absolute if block == n else product.blocks_norm_upper(block)
             inside = self.arithmetic.gamma(block) * blocks
         # Blocks' results are stored: sum_i s (P ||x_i|| + errors), at most s (P sqrt(k) + inside).
         inside += stored * (norm * math.sqrt(sum(levels) + 1) + inside)
