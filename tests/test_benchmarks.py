@@ -20,13 +20,13 @@ from inference import cases, plan, quick, timing
 from inference.engines import PLANNED, VARIANTS, WITH, CertifiedEngine
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
-from inference.plain import exported_opponents, plain_cnn, shapes
+from inference.plain import exported_opponents, plain_cnn, shapes, strided_cnn
 from inference.report import print_results, write_picture
 from inference.results import Results, notes_of, rows_of
 from inference.timing import Timing, interleave
 
 from lipdeploy.exporters.freeze import freeze
-from lipdeploy.training.architecture import Architecture
+from lipdeploy.training.architecture import Architecture, HeadName
 from lipdeploy.training.checkpoint import load_model
 
 TINY = Architecture(8, 3, width=4, depth=10)
@@ -90,6 +90,19 @@ def test_a_plain_cnn_is_the_same_in_every_way_and_has_the_grids_of_the_network()
     assert [c_out for _, c_out, stride in shapes(TINY) if stride == 2][-1] == TINY.features
 
 
+@pytest.mark.parametrize("make", [plain_cnn, strided_cnn])
+def test_plain_cnns_have_a_head_of_the_same_shape(
+    make: Callable[[Architecture], torch.nn.Module],
+) -> None:
+    def linear(head: HeadName) -> list[tuple[int, int]]:
+        layers = make(replace(TINY, head=head)).modules()
+        return [(m.in_features, m.out_features) for m in layers if isinstance(m, torch.nn.Linear)]
+
+    n = TINY.features
+    assert linear("lln") == [(n, TINY.classes)]
+    assert linear("mlp") == [(n, n), (n, TINY.classes)]
+
+
 def test_random_networks_have_kernels_as_large_as_trained_ones(tmp_path: Path) -> None:
     write_model(TINY, tmp_path / "model.pt")
     network = load_model(tmp_path / "model.pt").network
@@ -132,6 +145,25 @@ def test_the_quick_benchmark_says_all_that_it_promises(tiny: dict[int, cases.Mea
     # What certificates add can be less than the noise.
     assert all(found[name] > 0 for name in others - {"certificate_share"})
     assert found["certificate_share"] == pytest.approx(tiny[64].certificate_share, abs=0.001)
+
+
+def test_no_share_is_said_of_an_engine_that_is_too_slow_to_be_timed(
+    tiny: dict[int, cases.Measured], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(functions: timing.Functions, seconds: float) -> object:
+        return interleave(
+            {**functions, PLANNED + WITH: partial(time.sleep, 1.0)}, seconds, longest=0.9
+        )
+
+    monkeypatch.setattr(cases, "interleave", slowed)
+    case = replace(tiny[1].case, variants=(PLANNED,), series=(SERIES_15,), others={})
+    with cases.model_of(case) as model:
+        measured = cases.measure(case, cases.build(case, model, 1), model, 1)
+    assert PLANNED + WITH in measured.skipped
+    assert measured.certificate_share is None
+    assert not any("certificates by the graph" in note for note in notes_of(measured))
+    at_64 = replace(tiny[64], certificate_share=None)
+    assert quick.summary(tiny | {64: at_64})["certificate_share"] is None
 
 
 def test_every_row_is_printed_and_kept(

@@ -108,7 +108,8 @@ class Measured:
         timings: by name, of opponents, engines with certificates, and the certificate alone.
         machine: what the machine can do, measured in the same rounds.
         differences: largest difference of logits from float64, relative to the largest logit.
-        certificate_share: what certificates add to the time of `PLANNED`, or of the first engine.
+        certificate_share: what certificates add to the time of `PLANNED`, or of the first engine;
+            None where that is too slow to be timed.
         skipped: why others were not timed.
     """
 
@@ -118,7 +119,7 @@ class Measured:
     timings: dict[str, Timing]
     machine: Machine
     differences: dict[str, float]
-    certificate_share: float
+    certificate_share: float | None
     skipped: dict[str, str] = field(default_factory=dict)
 
 
@@ -242,7 +243,7 @@ def measure(case: Case, built: Built, model: Path, batch: int) -> Measured:
     print_note(f"{case.label}, batch {batch}: timing for about {case.seconds:.0f} s")
     functions = functions_of(built, opponents, pixels)
     timings, slow = interleave(cpu_functions() | functions, case.seconds)
-    share = certificate_share(built, functions)
+    share = None if planned_of(built) + WITH in slow else certificate_share(built, functions)
     machine = Machine.of(timings)
     return Measured(case, pixels, opponents, timings, machine, differences, share, skipped | slow)
 

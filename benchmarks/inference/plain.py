@@ -67,7 +67,18 @@ def network_of(
     layers: list[nn.Module] = [Scale()]
     for shape in shapes(architecture):
         layers += [convolution(*shape), activation()]
-    return [*layers, nn.Flatten(), linear(architecture.features, architecture.classes)]
+    return [*layers, nn.Flatten(), *head_of(architecture, linear)]
+
+
+def head_of(
+    architecture: Architecture, linear: Callable[[int, int], nn.Module]
+) -> Iterator[nn.Module]:
+    """A head of the same shape: one layer, before it a hidden one where a LipConvNet has that."""
+    features = architecture.features
+    if architecture.head == "mlp":
+        yield linear(features, features)
+        yield nn.Softplus()
+    yield linear(features, architecture.classes)
 
 
 def plain_cnn(architecture: Architecture) -> nn.Module:
@@ -83,8 +94,7 @@ def plain_cnn(architecture: Architecture) -> nn.Module:
             layers.append(Unshuffle())
         else:
             layers.append(PairSort(only_max=isinstance(module, ChannelMax)))
-    linear = nn.Linear(architecture.features, architecture.classes)
-    return nn.Sequential(*layers, nn.Flatten(), linear).eval()
+    return nn.Sequential(*layers, nn.Flatten(), *head_of(architecture, nn.Linear)).eval()
 
 
 def strided_cnn(architecture: Architecture) -> nn.Module:

@@ -31,6 +31,7 @@ class Row:
         depth: 5 k.
         image_size: side of the input.
         padding: "circular" or "zero".
+        head: of the network, as in `Architecture`.
         batch: images a call.
         opponent: what ran.
         kind: how: a memory format of PyTorch, or a runtime.
@@ -53,6 +54,7 @@ class Row:
     depth: int
     image_size: int
     padding: str
+    head: str
     batch: int
     opponent: str
     kind: str
@@ -152,6 +154,7 @@ def _row(measured: Measured, name: str, *, memory: bool) -> Row:
         depth=shape.depth,
         image_size=shape.image_size,
         padding=shape.padding,
+        head=shape.head,
         batch=batch,
         opponent=name,
         kind=opponent.kind,
@@ -181,8 +184,11 @@ def notes_of(measured: Measured) -> list[str]:
     notes = [
         f"{where}: this machine does {machine.multiplications / 1e9:.1f}e9 multiplications/s "
         f"(MatMul) and reads {machine.bytes / 1e9:.1f} GB/s",
-        f"{where}: certificates by the graph add {measured.certificate_share:.1%} to a call",
     ]
+    if measured.certificate_share is not None:
+        notes.append(
+            f"{where}: certificates by the graph add {measured.certificate_share:.1%} to a call"
+        )
     if CERTIFICATE in timings:
         notes.append(
             f"{where}: certificates by the host take {1e3 * timings[CERTIFICATE].median:.3f} ms"
