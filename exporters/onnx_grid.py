@@ -87,8 +87,17 @@ def ordered(graph: GraphBuilder, x: Grid, *, rows: bool) -> Grid:
         return x
     x = x if x.width is None else merged(graph, x)
     others = {"standard": 2, "parity": 4, "cells": 3}[x.layout]
-    turned = (graph.transpose(piece, *range(others), others + 1, others) for piece in x.pieces)
-    return replace(x, pieces=tuple(turned), rows=rows)
+    turned = tuple(_swapped(graph, piece, others, rows=rows) for piece in x.pieces)
+    return replace(x, pieces=turned, rows=rows)
+
+
+def _swapped(graph: GraphBuilder, x: str, others: int, *, rows: bool) -> str:
+    """The last two axes swapped, behind so many others."""
+    if not rows:
+        return graph.transpose(x, *range(others), others + 1, others)
+    # Images to the front, then channels as wholes: ONNX Runtime swaps many small matrices slowly.
+    first = graph.transpose(x, others + 1, *range(others + 1))
+    return graph.transpose(first, *range(1, others + 1), 0, others + 1)
 
 
 def standard(graph: GraphBuilder, x: Grid) -> str:

@@ -147,7 +147,8 @@ def _check_rebuild(path: Path, options: ExportOptions) -> None:
     """Raise UsageError for what an engine has already decided."""
     if options.kind == "onnx":
         raise UsageError(f"{path}: an engine already; give a model.pt, or --engine openvino or trt")
-    for name in DECIDED:
+    # TensorRT still chooses its kernels by the batch, OpenVINO runs what the plan chose by it.
+    for name in (*DECIDED, "batch") if options.kind == "openvino" else DECIDED:
         if getattr(options, name) != getattr(ExportOptions(), name):
             option = name.replace("_", "-")
             raise UsageError(

@@ -245,6 +245,17 @@ def test_a_tensorrt_engine_is_a_family_too(model: Path, tmp_path: Path, run_cli:
         assert predictor.guarantee == "program"
 
 
+def test_openvino_cannot_change_what_was_planned_for(
+    model: Path, tmp_path: Path, run_cli: Cli
+) -> None:
+    source = tmp_path / "planned.onnx"
+    export_model(model, source, ExportOptions(batch=8))
+    status, _, err = run_cli("export", source, "--engine", "openvino", "--batch", "1")
+    assert status == 2
+    assert "--batch: planned.onnx is an engine" in err
+    assert not source.with_suffix(".xml").exists()
+
+
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="pip install 'lipdeploy[trt-rtx]'")
 def test_a_tensorrt_engine_without_a_gpu_says_so(model: Path, tmp_path: Path, run_cli: Cli) -> None:
     from lipdeploy.runtimes.cuda import find_gpu

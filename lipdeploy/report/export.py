@@ -42,7 +42,8 @@ def export_summary(exported: "Exported") -> None:
     )
     print_hint(f"  guarantee  {_guarantee(exported)}")
     if exported.plan and not is_quiet():
-        print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}:")
+        before = f", before {exported.rewrites} rewrites the graph" if exported.rewrites else ""
+        print_hint(f"  plan       for batches of {manifest.source['made_for_batch']}{before}:")
         print_table(_plan_table(exported.plan, list(exported.files.values())))
     _print_next(exported)
 
