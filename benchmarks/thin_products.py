@@ -20,7 +20,7 @@ from openvino import opset13
 from rich.console import Console
 from rich.table import Table
 
-from lipdeploy.exporters.onnx_grid import STRIPS
+from lipdeploy.exporters.onnx_spectral import STRIPS
 
 Array = NDArray[np.float32]
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from lipdeploy.exporters.onnx_grid import STRIPS
 from lipdeploy.exporters.onnx_layer import INPUT, input_shape, layer_graph
 from lipdeploy.exporters.onnx_shapes import Shape, value_shapes
+from lipdeploy.exporters.onnx_spectral import STRIPS
 from lipdeploy.exporters.plan import Choice, LayerShape, Target
 
 FREE = {"Reshape"}

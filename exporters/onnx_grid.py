@@ -6,17 +6,16 @@ or in strips as products with a stack of narrow blocks leave them, and rows and 
 even and odd ones, which is what space-to-depth needs.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
 
 Layout = Literal["standard", "parity", "cells"]
 PARITY = (3, 1, 0, 2, 4, 5)
 """From (m, i, m, j, c, batch), positions 2 p + i and 2 q + j, to (j, i, m, m, c, batch)."""
-STRIPS = (64, 32)
-"""Channels of a strip, best first: single rows meet narrow blocks up to twice as fast as wide ones;
-see `benchmarks/thin_products.py`."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +150,45 @@ def space_to_depth(graph: GraphBuilder, x: Grid) -> Grid:
         name = graph.transpose(graph.reshape(name, m, 2, m, 2, *x.tail(c)), *PARITY)
     cells = graph.reshape(name, *x.strips, 4, m, m, *x.tail(c))
     return Grid((cells,), m, 4 * c, "cells", x.rows, x.width)
+
+
+class Parts:
+    """The channels of a grid as they lie: (parts, n, n, channels, batch), or (.., batch, ..).
+
+    A part is a cell of a neighbourhood, a strip, or, where there are both, a cell of a strip.
+    """
+
+    def __init__(self, graph: GraphBuilder, x: Grid) -> None:
+        if x.layout == "parity":
+            raise ExportError("even and odd rows apart are no layout that a linear layer takes")
+        self.graph, self.rows = graph, x.rows
+        self.is_cells = x.layout == "cells"
+        self.name, self.strips = joined(graph, x), x.strips
+        self.count = (4 if self.is_cells else 1) * math.prod(x.strips)
+        self.channels = x.channels // self.count
+
+    def gather(self, coefficients: str, count: int) -> str:
+        """(parts * count, channels * batch) to (count, all channels, batch), or rows of them."""
+        graph, channels = self.graph, self.count * self.channels
+        if self.rows:
+            if self.count > 1:
+                shape = self.count, count, -1, self.channels
+                coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 2, 0, 3)
+            return graph.reshape(coefficients, count, -1, channels)
+        if self.count > 1:
+            shape = self.count, count, self.channels, -1
+            coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 0, 2, 3)
+        return graph.reshape(coefficients, count, channels, -1)
+
+    def columns(self, blocks: Weight) -> Weight:
+        """The input channels of blocks, the last axis, in the order of `gather`."""
+        if not self.is_cells:
+            return blocks
+        graph, shape = self.graph, blocks.value.shape
+        last = len(shape) - 1 + len(self.strips)
+        cells = graph.reshaped(blocks, *shape[:-1], *self.strips, self.channels, 2, 2)
+        turned = graph.turned(cells, *range(last), last + 2, last + 1, last)
+        return graph.reshaped(turned, *shape)
 
 
 def add_bias(graph: GraphBuilder, x: Grid, bias: Weight) -> Grid:

@@ -4,8 +4,8 @@ from functools import singledispatch
 
 from lipdeploy.errors import ExportError
 from lipdeploy.exporters.onnx_graph import GraphBuilder
-from lipdeploy.exporters.onnx_grid import Grid, Wanted, cut, joined, ordered, standard
-from lipdeploy.exporters.onnx_spectral import Fused, Parts, Separable
+from lipdeploy.exporters.onnx_grid import Grid, Parts, Wanted, cut, joined, ordered, standard
+from lipdeploy.exporters.onnx_spectral import Fused, Separable
 from lipdeploy.exporters.onnx_tiles import emit_tiles
 from lipdeploy.fourier import offsets
 from lipdeploy.operators import DenseMatrix, LinearOperator, PointwiseMatrix

@@ -12,7 +12,7 @@ A pass is evidence for the very shapes and the machine that are used, not a proo
 the assumptions are named with every radius that rests on them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,23 +44,32 @@ def keeps_order(runtime: OnnxRuntime, data: bytes, batch: int) -> bool:
         value = generator.normal(size=operand.shape).astype(np.float32)
         left, right = operand.sides(value)
         plain = probe.add(left, right, is_left=operand.is_left)
-        # One cycle, so that every matrix of a stack is compared with the next one.
-        orders = {
-            axis: np.roll(np.arange(operand.constant.shape[axis]), 1) for axis in operand.shared
-        }
-        moved = replace(operand, constant=_permuted(operand.constant, orders))
+        moved = replace(operand, constant=_in_turn(operand.constant, operand.shared))
         rows, columns = (
             {-2: generator.permutation(left.shape[-2])},
             {-1: generator.permutation(right.shape[-1])},
         )
         sides = (_permuted(*pair) for pair in zip(moved.sides(value), (rows, columns), strict=True))
         permuted = probe.add(*sides, is_left=operand.is_left)
-        pairs.append((plain, permuted, orders | rows | columns))
+        pairs.append((plain, permuted, operand.shared, rows | columns))
     found = probe.run(runtime)
     return all(
-        np.array_equal(_permuted(found[plain], orders), found[permuted])
-        for plain, permuted, orders in pairs
+        np.array_equal(_permuted(_in_turn(found[plain], shared), orders), found[permuted])
+        for plain, permuted, shared, orders in pairs
     )
+
+
+def _in_turn(array: Array, axes: Sequence[int]) -> Array:
+    """An array with each index along all these axes together replaced by the one before.
+
+    One cycle: where nothing changes but the place, all matrices of a stack are alike.
+    """
+    if not axes:
+        return array
+    first = range(len(axes))
+    front = np.moveaxis(array, axes, first)
+    flat = front.reshape(-1, *front.shape[len(axes) :])
+    return np.moveaxis(np.roll(flat, 1, axis=0).reshape(front.shape), first, axes)
 
 
 def _permuted(array: Array, orders: Mapping[int, Array]) -> Array:

@@ -8,61 +8,25 @@ Layers for few images hold them as rows, (..., batch, channels), and multiply bl
 one by one, or all at once by one image at a time; see `lipdeploy.spectral.Products`.
 """
 
-import math
 from dataclasses import replace
 
 from lipdeploy.exporters.onnx_graph import GraphBuilder, Weight
 from lipdeploy.exporters.onnx_grid import (
     PARITY,
-    STRIPS,
     Grid,
     Layout,
+    Parts,
     Wanted,
     cut,
-    joined,
     ordered,
 )
 from lipdeploy.spectral import Spectral, SpectralConv
 
+STRIPS = (64, 32)
+"""Channels of a strip, best first: single rows meet narrow blocks up to twice as fast as wide ones;
+see `benchmarks/thin_products.py`."""
 SHORT = 64
 """Sums that are cut into pieces shorter than this are too many products for strips."""
-
-
-class Parts:
-    """The channels of a grid as they lie: (parts, n, n, channels, batch), or (.., batch, ..).
-
-    A part is a cell of a neighbourhood, a strip, or, where there are both, a cell of a strip.
-    """
-
-    def __init__(self, graph: GraphBuilder, x: Grid) -> None:
-        self.graph, self.rows = graph, x.rows
-        self.is_cells = x.layout == "cells"
-        self.name, self.strips = joined(graph, x), x.strips
-        self.count = (4 if self.is_cells else 1) * math.prod(x.strips)
-        self.channels = x.channels // self.count
-
-    def gather(self, coefficients: str, count: int) -> str:
-        """(parts * count, channels * batch) to (count, all channels, batch), or rows of them."""
-        graph, channels = self.graph, self.count * self.channels
-        if self.rows:
-            if self.count > 1:
-                shape = self.count, count, -1, self.channels
-                coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 2, 0, 3)
-            return graph.reshape(coefficients, count, -1, channels)
-        if self.count > 1:
-            shape = self.count, count, self.channels, -1
-            coefficients = graph.transpose(graph.reshape(coefficients, *shape), 1, 0, 2, 3)
-        return graph.reshape(coefficients, count, channels, -1)
-
-    def columns(self, blocks: Weight) -> Weight:
-        """The input channels of blocks, the last axis, in the order of `gather`."""
-        if not self.is_cells:
-            return blocks
-        graph, shape = self.graph, blocks.value.shape
-        last = len(shape) - 1 + len(self.strips)
-        cells = graph.reshaped(blocks, *shape[:-1], *self.strips, self.channels, 2, 2)
-        turned = graph.turned(cells, *range(last), last + 2, last + 1, last)
-        return graph.reshaped(turned, *shape)
 
 
 class _Spectral:
@@ -88,7 +52,7 @@ class _Spectral:
         }
 
     def _is_cut_short(self, length: int) -> bool:
-        """Whether sums of a length are cut into many pieces."""
+        """Whether sums of a length are cut into short pieces."""
         block = self.graph.block
         return block is not None and block < min(length, SHORT)
 

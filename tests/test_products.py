@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import cast
 
@@ -38,7 +39,7 @@ from lipdeploy.frozen import (
 )
 from lipdeploy.heads import LinearHead
 from lipdeploy.operators import Convertible, LinearOperator
-from lipdeploy.rounding import Rounding
+from lipdeploy.rounding import Accumulation, Rounding
 from lipdeploy.runtimes.onnx import OnnxRuntime
 from lipdeploy.spectral import PRODUCTS, Products, Spectral, SpectralConv
 from lipdeploy.structure import describe, restore
@@ -61,8 +62,10 @@ def strips(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(onnx_spectral, "SHORT", short)
 
 
-def manifest_of(network: FrozenNetwork) -> Manifest:
-    return make_manifest(network, CLASSES, {"size": network.image_size}, {}, {"lipdeploy": "test"})
+def manifest_of(network: FrozenNetwork, accumulation: Accumulation = "blocked") -> Manifest:
+    size, versions = {"size": network.image_size}, {"lipdeploy": "test"}
+    rounding = Rounding.of_graph(FLOAT32, accumulation)
+    return make_manifest(network, CLASSES, size, {}, versions, rounding)
 
 
 @pytest.mark.usefixtures("strips")
@@ -77,6 +80,62 @@ def test_layers_that_hold_images_in_different_ways_follow_each_other(
     ways = [candidates(shape) for shape in layer_shapes(trained)]
     plan = [found[(offset + 5 * place) % len(found)] for place, found in enumerate(ways)]
     check_answers(freeze(trained, plan=plan).stored_as("float32"))
+
+
+@pytest.mark.parametrize("choice", [way for way in WAYS if way.products == "vectors"], ids=str)
+def test_strips_as_wide_as_they_are(choice: Choice) -> None:
+    """64 channels and 32, read as they were written, as cells, and in halves."""
+    first, second = LayerShape(8, 3, 128, 3, "circular"), LayerShape(4, 256, 64, 3, "circular")
+    operations = (
+        Shift((1, 2, 3)),
+        drawn(skeleton(first, choice)),
+        ChannelMax(),
+        SpaceToDepth(),
+        drawn(skeleton(second, choice), 4, 4),
+        MaxMin(),
+        drawn(skeleton(replace(second, in_channels=64), choice)),
+        ChannelMax(),
+    )
+    draw = np.random.default_rng(0)
+    head = LinearHead(draw.normal(size=(3, 512)) / 23, draw.normal(size=3))
+    network = FrozenNetwork(8, operations, head).stored_as("float32")
+    check_answers(network, "same-order")
+    model = build_model(network, manifest_of(network, "same-order"), prepared=True)
+    stacks = [t.dims for t in model.graph.initializer if "blocks" in t.name and len(t.dims) == 6]
+    assert {64, 32} <= {dims[-1] for dims in stacks}
+
+
+def test_odd_numbers_of_strips_are_halved_and_become_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of channels that pair off, of cells, with a bias for each place, and merged with parity."""
+    monkeypatch.setattr(onnx_spectral, "STRIPS", (4,))
+    vectors = Choice("spectral", products="vectors")
+    trained = make_network(1, 16, width=6)
+    network = freeze(trained, plan=plan_of(trained, "auto", "vectors")).stored_as("float32")
+    check_answers(network, "same-order")
+    for channels, places in ((8, ()), (24, (12, 12))):
+        shape = LayerShape(12, 3, channels, 3, "circular")
+        after = LayerShape(6, 2 * channels, 8, 3, "circular")
+        operations: list[Operation] = [
+            Shift((1, 2, 3)),
+            drawn(skeleton(shape, vectors), *places),
+            ChannelMax(),
+            MaxMin(),
+            SpaceToDepth(),
+            drawn(skeleton(after, vectors), *[6] * len(places)),
+            ChannelMax(),
+        ]
+        draw = np.random.default_rng(0)
+        head = LinearHead(draw.normal(size=(3, 144)) / 12, draw.normal(size=3))
+        network = FrozenNetwork(12, tuple(operations), head).stored_as("float32")
+        check_answers(network, "same-order")
+
+
+def test_no_layer_takes_even_and_odd_rows_apart() -> None:
+    operator = skeleton(LayerShape(4, 4, 4, 3, "circular"), Choice("spectral"))
+    with pytest.raises(ExportError, match="no layout that a linear layer takes"):
+        emit_operator(operator, GraphBuilder(), Grid(("x",), 4, 4, "parity"), "layer", Wanted())
 
 
 def drawn(operator: LinearOperator, *places: int) -> Linear:
@@ -135,9 +194,9 @@ def test_a_network_may_end_on_a_grid(how: str) -> None:
     check_answers(network)
 
 
-def check_answers(network: FrozenNetwork) -> None:
+def check_answers(network: FrozenNetwork, accumulation: Accumulation = "blocked") -> None:
     """What is stored and what runs both compute the network, for any number of images."""
-    engine = parse_onnx(onnx_bytes(network, manifest_of(network)), "test")
+    engine = parse_onnx(onnx_bytes(network, manifest_of(network, accumulation)), "test")
     for data in (engine.prepared, engine.data):
         runtime = OnnxRuntime(data, "cpu")
         for count in (1, 3):
@@ -227,19 +286,29 @@ def test_the_order_of_each_strip_is_compared_with_that_of_others() -> None:
         if operand.constant.ndim == 6 and len(operand.constant) > 1
     ]
     assert len(products) >= 3
-    for index in products:
-        assert not keeps_order(_OtherOrderInTheLastStrip(data, index), data, 1)
+    for index, is_other in itertools.product(products, (_is_in_last_strip, _is_odd)):
+        assert not keeps_order(_OtherOrderInSomeMatrices(data, index, is_other), data, 1)
 
 
-class _OtherOrderInTheLastStrip(OnnxRuntime):
-    """What keeps every order but that between the matrices of one stack."""
+def _is_in_last_strip(strips: np.ndarray, _sides: np.ndarray) -> np.ndarray:
+    return strips == strips.max()
 
-    def __init__(self, data: bytes, index: int) -> None:
+
+def _is_odd(strips: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """As black and white squares: each strip is like another one, and so is each side."""
+    return (strips + sides) % 2 == 1
+
+
+class _OtherOrderInSomeMatrices(OnnxRuntime):
+    """What keeps every order but that between the matrices (strip, .., side) of one stack."""
+
+    def __init__(self, data: bytes, index: int, is_other: Callable[..., np.ndarray]) -> None:
         super().__init__(data, "cpu")
         self.changed = {f"product_{2 * index}", f"product_{2 * index + 1}"}
+        self.is_other = is_other
 
     def same_device(self, data: bytes) -> OnnxRuntime:
-        other = _OtherOrderInTheLastStrip(data, 0)
+        other = _OtherOrderInSomeMatrices(data, 0, self.is_other)
         other.changed = self.changed
         return other
 
@@ -249,7 +318,10 @@ class _OtherOrderInTheLastStrip(OnnxRuntime):
         for name, array in zip(names, found, strict=True):
             other = array.copy()
             if name in self.changed:
-                other[-1] = np.nextafter(other[-1], np.inf)
+                strips, sides = np.indices((array.shape[0], array.shape[2]))
+                matrices = np.moveaxis(other, 2, 1)
+                chosen = self.is_other(strips, sides)
+                matrices[chosen] = np.nextafter(matrices[chosen], np.inf)
             changed.append(other)
         return changed
 

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from lipdeploy.arithmetic import ARITHMETICS, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arithmetic
 from lipdeploy.directed import AffineBound
 from lipdeploy.errors import BoundError
-from lipdeploy.rounding import LONGEST_SUMS, Product, Rounding, Step, compose, tree_levels
+from lipdeploy.rounding import (
+    LONGEST_SUMS,
+    Accumulation,
+    Product,
+    Rounding,
+    Step,
+    compose,
+    tree_levels,
+)
 
 TENSOR_CORES = [TF32, FLOAT16, BFLOAT16]
 
@@ -197,26 +205,29 @@ def test_the_graph_adds_blocks_as_they_are_counted() -> None:
         assert kinds.count("Add") == sum(tree_levels(n, 16))
 
 
-@pytest.mark.parametrize("accumulation", list(LONGEST_SUMS))
+@pytest.mark.parametrize(
+    ("accumulation", "longest"), [*LONGEST_SUMS.items(), ("same-order", 16)], ids=str
+)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.sampled_from([1, 7, 16, 17, 130, 300]))
 def test_sums_in_many_orders_err_no_more_than_their_bound(
-    accumulation: str, seed: int, length: int
+    accumulation: Accumulation, longest: int | None, seed: int, length: int
 ) -> None:
-    """Inside of blocks in random order, in any; the same for all outputs, in `same-order`."""
+    """Any terms make a block; inside in any order, in `same-order` one for each half of outputs."""
     generator = np.random.default_rng(seed)
     weights = generator.normal(size=(length, 6)).astype(np.float32)
     x = generator.normal(size=length).astype(np.float32)
-    rounding = Rounding.of_graph(FLOAT32, accumulation)
-    step = rounding.product(Product(weights, 6))
-    block = LONGEST_SUMS[accumulation] or length
-    parts = []
+    rounding = Rounding(FLOAT32, accumulation, longest)
+    step = rounding.product(Product(weights, 6, nodes=2))
+    block = longest or length
+    terms, parts = generator.permutation(length), []
     for start in range(0, length, block):
-        stop = min(start + block, length)
-        shared = generator.permutation(np.arange(start, stop))
+        shared = [generator.permutation(terms[start : start + block]) for _ in range(2)]
         sums = []
         for column in range(6):
-            own = shared if accumulation == "same-order" else generator.permutation(shared)
+            own = shared[column // 3]
+            if accumulation != "same-order":
+                own = generator.permutation(own)
             total = np.float32(0)
             for k in own:
                 total = np.float32(total + np.float32(x[k] * weights[k, column]))

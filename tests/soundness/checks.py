@@ -285,6 +285,7 @@ def errors_stay_below_their_bounds() -> None:
     cases: list[tuple[str, FormChoice, str]] = [
         ("circular", "spectral", ""),
         ("circular", "spectral", "rows"),
+        ("circular", "spectral", "vectors"),
         ("circular", "fused", ""),
         ("circular", "fused", "rows"),
         ("circular", "fused", "vectors"),
