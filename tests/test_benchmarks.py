@@ -21,7 +21,7 @@ from inference.engines import PLANNED, VARIANTS, WITH, CertifiedEngine
 from inference.networks import multiplications, skew_kernels, skew_norm, trained_norms, write_model
 from inference.opponents import DENSE, MODULES, SERIES_6, SERIES_15, TorchNetwork, torch_opponents
 from inference.plain import exported_opponents, plain_cnn, shapes, strided_cnn
-from inference.report import print_results, write_picture
+from inference.report import points, print_results, ticks, write_picture
 from inference.results import Results, notes_of, rows_of
 from inference.timing import Timing, interleave
 
@@ -182,6 +182,16 @@ def test_every_row_is_printed_and_kept(
     assert "certificates by the graph add" in out
     write_picture(results, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_says_where_a_batch_is_another(tiny: dict[int, cases.Measured]) -> None:
+    rows = [row for one in tiny.values() for row in rows_of(one, memory=False)]
+    wide = [replace(row, factor="width", width=128) for row in rows if row.batch == 8]
+    assert ticks(rows, "batch") == {1: "1", 8: "8", 64: "64"}
+    assert ticks(rows + wide, "width") == {TINY.width: f"{TINY.width}", 128: "128\n(batch 8)"}
+    assert ticks(rows + wide, "depth") == {10: "10"}
+    at = {row.batch: 1e3 / row.images for row in rows if row.opponent == PLANNED}
+    assert points(rows + wide, "width", PLANNED) == [(TINY.width, at[64]), (128, at[8])]
 
 
 def test_memory_is_measured_in_another_process(tiny: dict[int, cases.Measured]) -> None:

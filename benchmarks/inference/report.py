@@ -64,14 +64,28 @@ CENTRE_BATCH = 64
 
 def points(rows: Sequence[Row], factor: str, opponent: str) -> list[tuple[float, float]]:
     """How the milliseconds an image of an opponent grow with one factor around the centre."""
-    found = [
-        (AXES[factor](row), 1e3 / row.images)
+    drawn = [row for row in varied(rows, factor) if row.opponent == opponent]
+    return sorted((AXES[factor](row), 1e3 / row.images) for row in drawn)
+
+
+def varied(rows: Sequence[Row], factor: str) -> list[Row]:
+    """Rows of cases that vary a factor, and the centre, of all its batches for that factor only."""
+    return [
+        row
         for row in rows
-        if row.opponent == opponent
-        and row.factor in {factor, CENTRE}
-        and (factor == "batch" or row.batch == CENTRE_BATCH)
+        if row.factor == factor
+        or (row.factor == CENTRE and (factor == "batch" or row.batch == CENTRE_BATCH))
     ]
-    return sorted(found)
+
+
+def ticks(rows: Sequence[Row], factor: str) -> dict[float, str]:
+    """Where a factor was measured, and what to write there: the batch, too, where it is another."""
+    labels = {}
+    for row in varied(rows, factor):
+        at = AXES[factor](row)
+        other = factor != "batch" and row.batch != CENTRE_BATCH
+        labels[at] = f"{at:.0f}\n(batch {row.batch})" if other else f"{at:.0f}"
+    return labels
 
 
 def write_picture(results: Results, path: Path) -> None:
@@ -83,10 +97,8 @@ def write_picture(results: Results, path: Path) -> None:
             line = points(results.rows, factor, opponent)
             axes.plot(*zip(*line, strict=True), "o-", label=opponent) if line else None
         axes.set(xlabel=factor, ylabel="ms an image", xscale="log", yscale="log")
-        ticks = sorted(
-            {at for opponent in DRAWN for at, _ in points(results.rows, factor, opponent)}
-        )
-        axes.set_xticks(ticks, [f"{at:.0f}" for at in ticks], minor=False)
+        labels = ticks(results.rows, factor)
+        axes.set_xticks(list(labels), list(labels.values()), minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
