@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lipdeploy.arithmetic import ARITHMETICS, BFLOAT16, FLOAT16, FLOAT32, FLOAT64, TF32, Arithmetic
@@ -55,12 +55,15 @@ def emulated(arithmetic: Arithmetic, x: np.ndarray, weights: np.ndarray) -> np.n
 @pytest.mark.parametrize("arithmetic", TENSOR_CORES, ids=lambda a: a.name)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(1, 40))
+@example(seed=4889, length=23)  # draws a weight of 3.2e-5, which float16 may flush
 def test_tensor_cores_err_no_more_than_their_model(
     arithmetic: Arithmetic, seed: int, length: int
 ) -> None:
+    """Weights need not fit in the bits of operands, but are none that an engine may flush."""
     generator = np.random.default_rng(seed)
     x = as_stored(arithmetic, generator.normal(size=(6, length)).astype(np.float32))
     weights = generator.normal(size=(length, 5)).astype(np.float32)
+    weights[np.abs(weights) < arithmetic.smallest_normal] = 0
     step = Rounding(arithmetic).product(Product(weights, 5))
     exact = x.astype(np.float64) @ weights.astype(np.float64)
     errors = np.linalg.norm(emulated(arithmetic, x, weights) - exact, axis=1)
